@@ -1,0 +1,21 @@
+"""cnnkernels: fused Triton/CUDA kernels for convolutional networks as torch ops.
+
+The functions at this level take torch.nn.functional's arguments; the same ops are
+``torch.ops.cnnkernels.*``. Layers are in :mod:`cnnkernels.nn`, networks in :mod:`cnnkernels.models`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path as _Path
+
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "models" / "registry.py").exists() and (_root / "CMakeLists.txt").exists():
+    # A source tree: models/ and bench/ lie at the top level of the repository, and are imported as
+    # cnnkernels.models and cnnkernels.bench, as they are once installed.
+    __path__.append(str(_root))
+
+from . import ops as _ops  # noqa: E402
+from .ops import *  # noqa: E402, F403
+
+__version__ = "0.1.0"
+__all__ = list(_ops.__all__)

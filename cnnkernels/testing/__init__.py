@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: fp64 oracles, comparison, timing. Imports only torch."""
