@@ -18,9 +18,8 @@ test: $(VENV)/.built
 
 $(VENV)/.deps: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q $(TORCH) setuptools wheel cmake ninja pybind11
-	$(BIN)/python -m pip install -q $$($(BIN)/python tools/requirements.py images energy test)
+	$(BIN)/python -m pip install -q $$($(BIN)/python tools/requirements.py images energy test lint)
 	touch $@
 
 $(VENV)/.built: $(VENV)/.deps $(SOURCES)
