@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path as _Path
 
 _root = _Path(__file__).resolve().parent.parent
-if (_root / "models" / "registry.py").exists() and (_root / "CMakeLists.txt").exists():
+if (_root / "CMakeLists.txt").exists() and (_root / "csrc" / "plan").is_dir():
     # A source tree: models/ and bench/ lie at the top level of the repository, and are imported as
     # cnnkernels.models and cnnkernels.bench, as they are once installed.
     __path__.append(str(_root))

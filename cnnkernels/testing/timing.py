@@ -1,0 +1,251 @@
+"""How long something takes on a device: medians of interleaved runs, on cold or warm caches.
+
+GPU times are between CUDA events. Python's cost of enqueuing is hidden behind a short spin on the
+device where ``hide_host`` is set, so that a kernel's time is the device's. CPU times are the
+host's clock. "Cold" means that a buffer of at least twice the last-level cache was written just
+before. Rivals take turns (A B A B), so that a change of clocks meets all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# Flushing: Triton's do_bench writes 256 MB; the same here, so that numbers compare with it.
+CUDA_FLUSH_BYTES = 256 << 20
+DEFAULT_LLC_BYTES = 32 << 20  # where the machine does not say
+MAX_SPIN_SECONDS = 5e-3
+SPIN_CYCLES_PER_SECOND = 2e9  # above any current GPU's clock: the spin is at least this long
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each timed run of one candidate."""
+
+    seconds: tuple[float, ...]
+    sm_mhz: int | None = None
+
+    @functools.cached_property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def percentile(self, percent: float) -> float:
+        """Linear interpolation between the closest ranks."""
+        ordered = sorted(self.seconds)
+        position = (len(ordered) - 1) * percent / 100
+        low = math.floor(position)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+    @property
+    def noise(self) -> float:
+        """Relative half-width of the median's 95 % interval: 1.57 IQR / sqrt(n), McGill 1978."""
+        if len(self.seconds) < 3:
+            return math.inf
+        spread = self.percentile(75) - self.percentile(25)
+        return 1.57 * spread / math.sqrt(len(self.seconds)) / max(self.median, 1e-12)
+
+
+@functools.cache
+def last_level_cache_bytes(device: torch.device) -> int:
+    """Size of the L2 of a GPU, of the last-level cache of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text.endswith(("K", "M")):
+            sizes.append(int(text[:-1]) << (10 if text.endswith("K") else 20))
+    return max(sizes) or DEFAULT_LLC_BYTES
+
+
+@functools.cache
+def _flush_buffer(device: torch.device) -> torch.Tensor:
+    size = 2 * last_level_cache_bytes(device)
+    if device.type == "cuda":
+        size = max(size, CUDA_FLUSH_BYTES)
+    return torch.empty(size // 4, dtype=torch.int32, device=device)
+
+
+def flush_caches(device: torch.device) -> None:
+    """Write a buffer of at least twice the last-level cache."""
+    buffer = _flush_buffer(device)
+    if device.type == "cuda":
+        buffer.zero_()
+    else:
+        buffer.add_(1)  # all threads read and write: private caches are flushed too
+
+
+def sm_clock_mhz(device: torch.device) -> int | None:
+    """The GPU's current SM clock by NVML; None on a CPU or without nvidia-ml-py."""
+    handle = nvml_handle(device)
+    if handle is None:
+        return None
+    import pynvml
+
+    try:
+        return pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
+    except pynvml.NVMLError:
+        return None
+
+
+@functools.cache
+def nvml_handle(device: torch.device):
+    """NVML's handle of a CUDA device, found by its UUID; None where there is none."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        try:
+            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        except pynvml.NVMLError:
+            return pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+    except Exception:  # no NVML, no driver, a container that hides it: the numbers say "n/a"
+        return None
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _time_once(fn: Callable, device: torch.device, spin_seconds: float):
+    """(function giving the seconds once the device is synchronized, output) of one call."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        out = fn()
+        seconds = time.perf_counter() - start
+        return (lambda: seconds), out
+    first = torch.cuda.Event(enable_timing=True)
+    last = torch.cuda.Event(enable_timing=True)
+    if spin_seconds > 0:
+        torch.cuda._sleep(int(spin_seconds * SPIN_CYCLES_PER_SECOND))
+    first.record()
+    out = fn()
+    last.record()
+    return (lambda: first.elapsed_time(last) * 1e-3), out
+
+
+def _warm_up(fns, device, prepare, seconds: float) -> dict[str, float]:
+    """Run every candidate until its time settles (clocks, autotuning, allocator); the host seconds
+    that enqueuing each takes."""
+    host = {}
+    for name, fn in fns.items():
+        deadline = time.perf_counter() + seconds
+        window: list[float] = []
+        while len(window) < 3 or time.perf_counter() < deadline:
+            prepare(name)
+            synchronize(device)
+            start = time.perf_counter()
+            fn()
+            host[name] = time.perf_counter() - start
+            synchronize(device)
+            window.append(time.perf_counter() - start)
+            recent, before = window[-3:], window[-6:-3]
+            if before and abs(sum(recent) - sum(before)) < 0.02 * sum(before):
+                break
+            if len(window) >= 3 and sum(window[1:]) > 4 * seconds:
+                break
+    return host
+
+
+def interleaved(
+    fns: dict[str, Callable[[], object]],
+    device: torch.device | str,
+    *,
+    cold: bool = True,
+    prepare: Callable[[str], None] | None = None,
+    on_result: Callable[[str, object], None] | None = None,
+    min_rounds: int = 5,
+    max_rounds: int = 100,
+    max_seconds: float = 1.0,
+    precision: float = 0.01,
+    warmup_seconds: float = 0.1,
+    hide_host: bool = True,
+) -> dict[str, Timing]:
+    """Time candidates against each other on one device.
+
+    Args:
+        fns: name → function without arguments.
+        cold: flush the caches before every timed run; otherwise run once untimed just before.
+        prepare: called with the name before every timed run, outside the timed region. It should
+            change the inputs, so that a candidate that skips the work is found out.
+        on_result: called with the name and the output of every timed run, outside the timed region.
+        min_rounds, max_rounds, max_seconds: bounds on the timed rounds; in a round each runs once.
+        precision: stop once the 95 % interval of every median is within this fraction.
+        hide_host: on a GPU, spin on the device while the host enqueues.
+
+    Returns name → :class:`Timing`, all of equally many runs.
+    """
+    device = torch.device(device)
+    prepare = prepare or (lambda name: None)
+    host = _warm_up(fns, device, prepare, warmup_seconds)
+    seconds: dict[str, list[float]] = {name: [] for name in fns}
+    deadline = time.perf_counter() + max_seconds
+    for index in range(max_rounds):
+        # Every other round runs backwards: no candidate always follows the same neighbour.
+        order = list(fns) if index % 2 == 0 else list(reversed(fns))
+        pending = {}
+        for name in order:
+            if not cold:
+                fns[name]()
+            prepare(name)
+            if cold:
+                flush_caches(device)
+            spin = min(1.5 * host[name] + 2e-5, MAX_SPIN_SECONDS) if hide_host else 0.0
+            pending[name], out = _time_once(fns[name], device, spin)
+            if on_result is not None:
+                on_result(name, out)
+            del out  # its memory is the next run's
+        synchronize(device)
+        for name, read in pending.items():
+            seconds[name].append(read())
+        if index + 1 >= min_rounds:
+            if all(Timing(tuple(values)).noise <= precision for values in seconds.values()):
+                break
+            if time.perf_counter() > deadline:
+                break
+    clock = sm_clock_mhz(device)
+    return {name: Timing(tuple(values), clock) for name, values in seconds.items()}
+
+
+class DeviceClock:
+    """A timer for pytest-benchmark that advances by measured device seconds.
+
+    Its own timer would see only the enqueue on a GPU. ``benchmark.pedantic(clock.timed(fn,
+    device))`` under ``@pytest.mark.benchmark(timer=clock)`` reports the device's time, caches cold.
+    """
+
+    def __init__(self):
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += (
+            1e-9  # pytest-benchmark waits for a timer to move when it looks for its precision
+        )
+        return self._now
+
+    def timed(self, fn: Callable, device: torch.device | str, cold: bool = True) -> Callable:
+        """``fn`` with its device time added to this clock."""
+        device = torch.device(device)
+
+        def run(*args, **kwargs):
+            if cold:
+                flush_caches(device)
+            spin = 2e-4 if device.type == "cuda" else 0.0
+            read, out = _time_once(lambda: fn(*args, **kwargs), device, spin)
+            synchronize(device)
+            self._now += read()
+            return out
+
+        return run
