@@ -22,28 +22,33 @@ def test_statistics():
     assert timing.Timing((1.0, 2.0) * 10).noise > 0.1
 
 
-def test_candidates_take_turns_and_inputs_change_before_each_run():
+def test_candidates_take_turns_and_inputs_change_every_round():
     calls = []
     result = timing.interleaved(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
-        CPU, prepare=lambda name: calls.append(f"prepare {name}"),
-        min_rounds=4, max_rounds=4, warmup_seconds=0.0,
+        CPU,
+        before_round=lambda: calls.append("round"),
+        before_run=lambda name: calls.append(f"before {name}"),
+        after_run=lambda name, out: calls.append(f"after {name}"),
+        min_rounds=2, max_rounds=2, warmup_seconds=0.0,
     )  # fmt: skip
-    assert len(result["a"].seconds) == len(result["b"].seconds) == 4
-    timed = calls[-16:]
-    for prepared, called in zip(timed[::2], timed[1::2]):
-        assert prepared == f"prepare {called}"
-    assert timed[1::2] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert len(result["a"].seconds) == len(result["b"].seconds) == 2
+
+    def run(name):
+        return [f"before {name}", name, f"after {name}"]
+
+    timed = calls[-14:]
+    assert timed == ["round", *run("a"), *run("b"), "round", *run("b"), *run("a")]
 
 
-def test_warm_runs_prepare_between_the_untimed_and_the_timed_run():
+def test_warm_runs_once_untimed_just_before():
     calls = []
     timing.interleaved(
         {"a": lambda: calls.append("run")}, CPU, cold=False,
-        prepare=lambda name: calls.append("prepare"), min_rounds=1, max_rounds=1,
+        before_run=lambda name: calls.append("before"), min_rounds=1, max_rounds=1,
         warmup_seconds=0.0,
     )  # fmt: skip
-    assert calls[-3:] == ["run", "prepare", "run"]
+    assert calls[-3:] == ["before", "run", "run"]
 
 
 def test_times_are_seconds():

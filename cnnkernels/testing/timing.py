@@ -136,7 +136,11 @@ def _time_once(fn: Callable, device: torch.device, spin_seconds: float):
     return (lambda: first.elapsed_time(last) * 1e-3), out
 
 
-def _warm_up(fns, device, prepare, seconds: float) -> dict[str, float]:
+def _nothing(*_args) -> None:
+    pass
+
+
+def _warm_up(fns, device, before_round, before_run, seconds: float) -> dict[str, float]:
     """Run every candidate until its time settles (clocks, autotuning, allocator); the host seconds
     that enqueuing each takes."""
     host = {}
@@ -144,17 +148,18 @@ def _warm_up(fns, device, prepare, seconds: float) -> dict[str, float]:
         deadline = time.perf_counter() + seconds
         window: list[float] = []
         while len(window) < 3 or time.perf_counter() < deadline:
-            prepare(name)
+            before_round()
+            before_run(name)
             synchronize(device)
             start = time.perf_counter()
             fn()
             host[name] = time.perf_counter() - start
             synchronize(device)
             window.append(time.perf_counter() - start)
-            recent, before = window[-3:], window[-6:-3]
-            if before and abs(sum(recent) - sum(before)) < 0.02 * sum(before):
+            recent, earlier = window[-3:], window[-6:-3]
+            if len(earlier) == 3 and abs(sum(recent) - sum(earlier)) < 0.02 * sum(earlier):
                 break
-            if len(window) >= 3 and sum(window[1:]) > 4 * seconds:
+            if len(window) >= 3 and time.perf_counter() > deadline:
                 break
     return host
 
@@ -164,8 +169,9 @@ def interleaved(
     device: torch.device | str,
     *,
     cold: bool = True,
-    prepare: Callable[[str], None] | None = None,
-    on_result: Callable[[str, object], None] | None = None,
+    before_round: Callable[[], None] = _nothing,
+    before_run: Callable[[str], None] = _nothing,
+    after_run: Callable[[str, object], None] = _nothing,
     min_rounds: int = 5,
     max_rounds: int = 100,
     max_seconds: float = 1.0,
@@ -178,34 +184,34 @@ def interleaved(
     Args:
         fns: name → function without arguments.
         cold: flush the caches before every timed run; otherwise run once untimed just before.
-        prepare: called with the name before every timed run, outside the timed region. It should
-            change the inputs, so that a candidate that skips the work is found out.
-        on_result: called with the name and the output of every timed run, outside the timed region.
-        min_rounds, max_rounds, max_seconds: bounds on the timed rounds; in a round each runs once.
+        before_round: called before every round, in which each candidate runs once on equal terms.
+            It should change the inputs, so that a candidate that skips the work is found out.
+        before_run: called with the name before every run, outside the timed region.
+        after_run: called with the name and the output of every timed run, outside that region.
+        min_rounds, max_rounds, max_seconds: bounds on the timed rounds.
         precision: stop once the 95 % interval of every median is within this fraction.
         hide_host: on a GPU, spin on the device while the host enqueues.
 
     Returns name → :class:`Timing`, all of equally many runs.
     """
     device = torch.device(device)
-    prepare = prepare or (lambda name: None)
-    host = _warm_up(fns, device, prepare, warmup_seconds)
+    host = _warm_up(fns, device, before_round, before_run, warmup_seconds)
     seconds: dict[str, list[float]] = {name: [] for name in fns}
     deadline = time.perf_counter() + max_seconds
     for index in range(max_rounds):
+        before_round()
         # Every other round runs backwards: no candidate always follows the same neighbour.
         order = list(fns) if index % 2 == 0 else list(reversed(fns))
         pending = {}
         for name in order:
-            if not cold:
-                fns[name]()
-            prepare(name)
+            before_run(name)
             if cold:
                 flush_caches(device)
+            else:
+                fns[name]()
             spin = min(1.5 * host[name] + 2e-5, MAX_SPIN_SECONDS) if hide_host else 0.0
             pending[name], out = _time_once(fns[name], device, spin)
-            if on_result is not None:
-                on_result(name, out)
+            after_run(name, out)
             del out  # its memory is the next run's
         synchronize(device)
         for name, read in pending.items():
