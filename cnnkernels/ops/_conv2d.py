@@ -1,0 +1,251 @@
+"""The convolution ops' shared parts: argument checks, output geometry and every implementation.
+
+An implementation takes (x, weight, bias, residual, stride, padding, dilation, groups, relu) and
+returns relu?(conv2d(x, weight) + bias + residual). :func:`implementations` wraps each one so that
+all of them check their arguments, take any strides and return the input's memory format.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from .. import _lib, tuning
+from . import _args
+from ._op import Impl
+
+# --- geometry --------------------------------------------------------------------------------
+
+
+def check_geometry(x, weight, stride, padding, dilation, groups) -> tuple[list[int], ...]:
+    """The three pairs as lists, after every check that needs no other tensor."""
+    stride = _args.pair(stride, "stride", 1)
+    padding = _args.pair(padding, "padding", 0)
+    dilation = _args.pair(dilation, "dilation", 1)
+    if not isinstance(groups, (int, torch.SymInt)) or isinstance(groups, bool) or groups < 1:
+        raise ValueError(f"groups is {groups!r}; it must be an int of at least 1")
+    channels, (k, cg, r, s) = x.shape[1], weight.shape
+    if min(*x.shape[1:]) < 1:
+        raise ValueError(f"input has shape {list(x.shape)}; only its batch may be empty")
+    if min(k, cg, r, s) < 1:
+        raise ValueError(f"weight has shape {list(weight.shape)}; no size may be 0")
+    if k % groups:
+        raise ValueError(f"weight has {k} output channels, not a multiple of groups={groups}")
+    if channels != cg * groups:
+        raise ValueError(
+            f"input has {channels} channels, but weight {list(weight.shape)} with groups={groups}"
+            f" takes {cg * groups}"
+        )
+    for i, (name, size, kernel) in enumerate((("high", x.shape[2], r), ("wide", x.shape[3], s))):
+        span = dilation[i] * (kernel - 1) + 1
+        if span > size + 2 * padding[i]:
+            raise ValueError(
+                f"weight's kernel is {kernel} {name} ({span} with dilation={dilation[i]}), more"
+                f" than the padded input: {size} + 2 * {padding[i]}"
+            )
+    return stride, padding, dilation
+
+
+def output_shape(x, weight, stride, padding, dilation) -> list[int]:
+    """[N, K, P, Q] of the convolution."""
+    sizes = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i]
+        + 1
+        for i in range(2)
+    ]
+    return [x.shape[0], weight.shape[0], *sizes]
+
+
+def check_operands(x, weight, bias, residual, shape) -> None:
+    """Dtypes, devices and shapes of the tensors beside the input; ``shape`` is the output's."""
+    for other, name in ((weight, "weight"), (bias, "bias"), (residual, "residual")):
+        if other is not None:
+            _args.check_same(x, other, name, shape=False)
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
+        raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{weight.shape[0]}]")
+    if residual is not None and list(residual.shape) != shape:
+        raise ValueError(f"residual has shape {list(residual.shape)}; it must be {shape}")
+
+
+def check(x, weight, bias, residual, stride, padding, dilation, groups) -> list[int]:
+    """All checks of an op call; returns the output's shape."""
+    _args.check_input(x, dims=(4,))
+    _args.check_input(weight, "weight", dims=(4,))
+    stride, padding, dilation = check_geometry(x, weight, stride, padding, dilation, groups)
+    shape = output_shape(x, weight, stride, padding, dilation)
+    check_operands(x, weight, bias, residual, shape)
+    return shape
+
+
+def empty(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    """An uninitialised output in x's memory format."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_args.memory_format(x))
+
+
+def tuning_key(x, weight, residual, stride, padding, dilation, groups, relu) -> str:
+    return tuning.conv_key(
+        x.dtype, x.device.type, _args.memory_format(x) == torch.channels_last, x.shape,
+        weight.shape, stride, padding, dilation, groups, residual is not None, relu,
+    )  # fmt: skip
+
+
+# --- reference: plain PyTorch, every dtype ---------------------------------------------------
+
+
+def _reference(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if residual is not None:
+        out += residual
+    return out.relu_() if relu else out
+
+
+# --- oneDNN on the CPU -----------------------------------------------------------------------
+
+
+@functools.cache
+def _onednn_missing(dtype: torch.dtype) -> str | None:
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return f"torch {torch.__version__} has no mkldnn::_convolution_pointwise"
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "oneDNN has no bfloat16 convolution on this processor"
+    if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return "oneDNN has no float16 convolution on this processor"
+    return None
+
+
+def _cpu_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    if x.device.type != "cpu":
+        return f"the input is on {x.device}"
+    if x.dtype not in _args.KERNEL_DTYPES:
+        return f"oneDNN has no convolution for {x.dtype}"
+    if not torch.backends.mkldnn.enabled:
+        return "torch.backends.mkldnn.enabled is False"
+    return _onednn_missing(x.dtype)
+
+
+def _cpu(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    fused = torch.ops.mkldnn._convolution_pointwise
+    nhwc = _args.memory_format(x) == torch.channels_last
+    if not nhwc:
+        weight = weight.contiguous()  # channels_last weights would turn the output so
+    # The ReLU is not fused: oneDNN's turns NaN into 0 (and fused it saves at most 5 % of a layer).
+    geometry = (padding, stride, dilation, groups)
+    if residual is None:
+        out = fused(x, weight, bias, *geometry, "none", [], "")
+    elif x.dtype == torch.float32 or (nhwc and groups == 1):
+        out = fused.binary(x, residual, weight, bias, *geometry, "add", 1.0, None, [], "")
+    else:  # torch adds the residual itself in NCHW or with groups, and then knows float32 only
+        out = fused(x, weight, bias, *geometry, "none", [], "")
+        out += residual
+    return out.relu_() if relu else out
+
+
+# --- cuDNN -----------------------------------------------------------------------------------
+
+
+def _cudnn_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    if x.device.type != "cuda":
+        return f"the input is on {x.device}"
+    if not torch.backends.cudnn.is_available() or not torch.backends.cudnn.enabled:
+        return "cuDNN is not available or torch.backends.cudnn.enabled is False"
+    if x.dtype not in _args.KERNEL_DTYPES:
+        return f"cuDNN's fused convolution takes no {x.dtype}"
+    if relu and groups != 1:
+        return "cuDNN's fused convolution takes groups=1 only"
+    return None
+
+
+def _cudnn(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    # cuDNN turns its output channels_last when either operand is.
+    weight = _args.in_format_of(weight, x)
+    if relu and residual is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
+    if relu:
+        return torch.cudnn_convolution_add_relu(
+            x, weight, residual, 1.0, bias, stride, padding, dilation, groups
+        )
+    # torch binds cuDNN's fused convolution with ReLU only.
+    cudnn = torch.backends.cudnn
+    out = torch.cudnn_convolution(
+        x, weight, padding, stride, dilation, groups,
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32,
+    )  # fmt: skip
+    if bias is not None:
+        out += bias.view(1, -1, 1, 1)
+    if residual is not None:
+        out += residual
+    return out
+
+
+# --- compiled CUDA ---------------------------------------------------------------------------
+
+
+def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    reason = _args.leaf_why_not("_conv2d_cuda", x)
+    if reason is not None:
+        return reason
+    if not hasattr(_lib.plan, "conv_why_not"):
+        return _lib.plan_missing or "this build's planner knows no convolution"
+    if x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
+        return "float32 runs in TF32, and torch.backends.cudnn.allow_tf32 is False"
+    return _lib.plan.conv_why_not(
+        list(x.shape), list(weight.shape), list(stride), list(padding), list(dilation), groups,
+        str(x.dtype).removeprefix("torch."), _args.memory_format(x) == torch.channels_last,
+        residual is not None,
+    ) or None  # fmt: skip
+
+
+def _cuda(x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None):
+    instance = (config or {}).get("instance", "")
+    return torch.ops.cnnkernels._conv2d_cuda(
+        x, weight, bias, residual, stride, padding, dilation, groups, relu, instance
+    )
+
+
+# --- the list --------------------------------------------------------------------------------
+
+
+def _wrap(fn: Callable) -> Callable:
+    """fn with checked arguments, dense operands in x's memory format, and such an output."""
+
+    @functools.wraps(fn)
+    def run(x, weight, bias, residual, stride, padding, dilation, groups, relu, **config):
+        shape = check(x, weight, bias, residual, stride, padding, dilation, groups)
+        if x.shape[0] == 0:
+            return empty(x, shape)
+        x = _args.dense(x)
+        if residual is not None:
+            residual = _args.in_format_of(residual, x)
+        pairs = (list(pair) for pair in (stride, padding, dilation))
+        out = fn(x, weight, bias, residual, *pairs, groups, relu, **config)
+        return out.contiguous(memory_format=_args.memory_format(x))
+
+    return run
+
+
+def implementations(*, residual: bool, relu: bool) -> list[Impl]:
+    """The Impls of one op: their functions take (input, weight[, residual], bias, geometry…)."""
+
+    def arguments(fn: Callable) -> Callable:
+        if residual:
+            return lambda x, weight, z, bias, *geometry, **config: fn(
+                x, weight, bias, z, *geometry, relu, **config
+            )
+        return lambda x, weight, bias, *geometry, **config: fn(
+            x, weight, bias, None, *geometry, relu, **config
+        )
+
+    def impl(name, fn, why_not, **options) -> Impl:
+        return Impl(name, arguments(_wrap(fn)), arguments(why_not), **options)
+
+    return [
+        impl("cuda", _cuda, _cuda_why_not, default=False, tunable=True),
+        impl("cudnn", _cudnn, _cudnn_why_not),
+        impl("cpu", _cpu, _cpu_why_not),
+        Impl("reference", arguments(_wrap(_reference)), _args.always),
+    ]
