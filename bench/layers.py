@@ -93,7 +93,7 @@ def _table(net: str, rows: str) -> list[ConvLayer]:
                 int(stride),
                 padding=int(r) // 2 if int(r) != 11 else 0,
                 residual=bool(residual),
-            )  # fmt: skip
+            )
         )
     return layers
 

@@ -1,0 +1,177 @@
+"""The command line ``cnnkernels bench``: its sub-commands, thin over the modules beside this one."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+DEFAULT = "run"
+
+
+class _Group(TyperGroup):
+    """``bench alexnet`` and ``bench --quick`` mean ``bench run …``."""
+
+    def parse_args(self, ctx, args):
+        known = {*self.commands, "--help", "-h"}
+        if not args or args[0] not in known:
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+bench = typer.Typer(
+    cls=_Group,
+    help="Measure networks, ops and kernels. `bench MODEL...` measures networks layer by layer; "
+    "`bench` alone the classic families. No speed is printed for an output that differs from fp64.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds and smaller batches.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the JSON and the report; nothing is written without it."),
+]
+Only = Annotated[str, typer.Option(help="Only cases whose name contains this.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the random inputs; fresh ones by default.")]
+Seconds = Annotated[
+    float | None, typer.Option(help="Time limit of a candidate in a case, in seconds.")
+]
+
+
+class Layout(str, Enum):
+    """How the command line names memory layouts."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``bench`` to the command line."""
+    app.add_typer(bench, name="bench")
+
+
+def _device(name: str):
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {name!r}; allowed are auto, cpu and cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device is {name!r}, but torch sees no NVIDIA GPU")
+    device = torch.device(name)
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _settings(quick: bool, seed: int | None, seconds: float | None, warm: bool = True):
+    from .measure import Settings
+
+    kwargs = {"seed": seed, "warm": warm and not quick}
+    if seconds is not None:
+        if not seconds > 0:
+            raise ValueError(f"--seconds is {seconds}; it must be positive")
+        kwargs["max_seconds"] = seconds
+    return Settings.quick(**kwargs) if quick else Settings(**kwargs)
+
+
+def _list(text: str, option: str, allowed) -> list[str]:
+    """A comma-separated option; ValueError naming what is not allowed."""
+    values = [value for value in text.split(",") if value]
+    for value in values:
+        if value not in allowed:
+            raise ValueError(f"{option} has {value!r}; allowed are {', '.join(map(str, allowed))}")
+    return values
+
+
+def _sizes(text: str, option: str) -> list[int]:
+    """Positive integers separated by commas."""
+    values = [value for value in text.split(",") if value]
+    if not all(value.isdigit() and int(value) > 0 for value in values):
+        raise ValueError(f"{option} is {text!r}; it must be positive integers separated by commas")
+    return [int(value) for value in values]
+
+
+def _json(out: Path | None, name: str) -> Path | None:
+    return None if out is None else out / f"{name}.json"
+
+
+@bench.command("ops")
+def ops(
+    dtype: Annotated[str, typer.Option(help="Comma-separated: fp32,fp16,bf16.")] = "",
+    layout: Annotated[str, typer.Option(help="Comma-separated: NHWC,NCHW.")] = "NHWC,NCHW",
+    phase: Annotated[
+        str, typer.Option(help="Comma-separated: infer,train,backward.")
+    ] = "infer,train,backward",
+    batch: Annotated[int, typer.Option(help="Images; 0 for 256 on a GPU, 8 on a CPU.")] = 0,
+    compile: Annotated[bool, typer.Option(help="Also torch.compile.")] = False,
+    only: Only = "",
+    device: Device = "auto",
+    quick: Quick = False,
+    seconds: Seconds = None,
+    seed: Seed = None,
+    out: Out = None,
+) -> None:
+    """The memory-bound ops: µs, GB/s, share of a copy, ratios to PyTorch."""
+    from . import ops as suite
+    from .case import LAYOUTS
+    from .run import run_cases
+
+    where = _device(device)
+    dtypes = _list(dtype, "--dtype", ("fp32", "fp16", "bf16"))
+    if not dtypes:
+        dtypes = ["fp32"] if where.type == "cpu" else ["bf16", "fp32"]
+    made = suite.cases(
+        where,
+        dtypes=dtypes,
+        layouts=_list(layout, "--layout", LAYOUTS),
+        phases=_list(phase, "--phase", suite.PHASES),
+        maps=("alex_c1",) if quick else tuple(suite.MAPS),
+        only=only,
+        batch=batch or (2 if quick and where.type == "cpu" else None),
+        compile=compile,
+    )
+    run_cases(made, "ops", where, _settings(quick, seed, seconds), _json(out, "ops"), only)
+
+
+@bench.command("conv")
+def conv(
+    batch: Annotated[
+        str, typer.Option(help="Comma-separated; default 64,256 on a GPU and 1,4 on a CPU.")
+    ] = "",
+    dtype: Annotated[str, typer.Option(help="Comma-separated: bf16,fp16,tf32,fp32.")] = "",
+    layout: Annotated[Layout, typer.Option(help="Of all tensors.")] = Layout.NHWC,
+    residual: Annotated[bool, typer.Option(help="Also conv + residual + ReLU.")] = True,
+    compile: Annotated[
+        str, typer.Option(help="Also torch.compile in this mode: default or max-autotune (slow).")
+    ] = "",
+    only: Only = "",
+    device: Device = "auto",
+    quick: Quick = False,
+    seconds: Seconds = None,
+    seed: Seed = None,
+    out: Out = None,
+) -> None:
+    """Convolution + bias (+ residual) + ReLU on the classic networks' 44 layers."""
+    from . import conv as suite
+    from .case import DTYPES
+    from .run import run_cases
+
+    where = _device(device)
+    modes = ("default", "max-autotune", "max-autotune-no-cudagraphs")
+    if compile and compile not in modes:
+        raise ValueError(f"--compile is {compile!r}; allowed are {', '.join(modes)}")
+    made = suite.cases(
+        where,
+        batches=_sizes(batch, "--batch") or ((1,) if quick and where.type == "cpu" else ()),
+        dtypes=_list(dtype, "--dtype", DTYPES) or (["fp32"] if where.type == "cpu" else ["bf16"]),
+        layout=layout.value,
+        only=only,
+        residual=residual,
+        compile_mode=compile or None,
+    )
+    run_cases(made, "conv", where, _settings(quick, seed, seconds), _json(out, "conv"), only)

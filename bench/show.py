@@ -1,0 +1,151 @@
+"""Tables on the terminal."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# A pipe or a log has no width of its own; 80 columns would fold every number.
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, without an exponent; "n/a" for None."""
+    if value is None:
+        return "n/a"
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(decimals, 6)}f}"
+
+
+def percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.1f} %"
+
+
+def ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}×"
+
+
+def geometric_mean(values: Iterable[float]) -> float | None:
+    """exp(mean(log)) of positive numbers; None of nothing."""
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+
+
+def best_rival(row: dict, rows: list[dict]) -> tuple[str, float] | None:
+    """(name, ratio) of the fastest checked rival that is not ours, for a row that is."""
+    theirs = {
+        r["impl"]
+        for r in rows
+        if not r["ours"] and r["suite"] == row["suite"] and r["case"] == row["case"]
+    }
+    found = {name: value for name, value in (row.get("ratios") or {}).items() if name in theirs}
+    return min(found.items(), key=lambda item: item[1]) if found else None
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+
+
+def rows_table(rows: list[dict], title: str) -> Table:
+    """One line per row. A row that failed its check shows why, and no speed."""
+    table = _table(title)
+    table.add_column("case", overflow="fold", min_width=24)
+    table.add_column("implementation", no_wrap=True)
+    for name in ("µs", "p5–p95", "warm µs", "TFLOP/s", "GB/s", "of floor", "vs eager", "vs best"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = None
+    for row in rows:
+        case = row["case"] if row["case"] != last else ""
+        last = row["case"]
+        name = Text(row["impl"], style="cyan" if row["ours"] else "")
+        if row["status"] != "ok":
+            text = f"{row['status'].upper()}: {row['reason']}"
+            table.add_row(case, name, Text(text[:160], style="red"))
+            continue
+        cold, warm = row["cold"], row["warm"]
+        rival = best_rival(row, rows) if row["ours"] else None
+        table.add_row(
+            case,
+            name,
+            number(cold["median_us"], 4),
+            f"{number(cold['p5_us'])}–{number(cold['p95_us'])}",
+            number(warm["median_us"], 4) if warm else "",
+            number(row["tflops"]) if row["tflops"] else "",
+            number(row["gbps"]),
+            percent(row["share"]),
+            ratio(row["ratios"].get(row["baseline"])),
+            ratio(rival[1]) if rival else "",
+        )
+    return table
+
+
+def summary(rows: list[dict], title: str = "Geometric means of the time ratios") -> Table:
+    """Per suite and our implementation: how much faster than each rival, wins and losses."""
+    groups: dict[tuple, list[float]] = defaultdict(list)
+    for row in rows:
+        if not row["ours"] or row["status"] != "ok":
+            continue
+        network = row.get("net") or row.get("phase") or ""
+        keys = ("all", network) if network else ("all",)
+        rivals = {
+            r["impl"]: row["ratios"][r["impl"]]
+            for r in rows
+            if not r["ours"] and r["case"] == row["case"] and r["impl"] in row["ratios"]
+        }
+        if len(rivals) > 1:
+            rivals["best rival"] = min(rivals.values())
+        for key in keys:
+            for rival, value in rivals.items():
+                groups[row["suite"], key, row["impl"], rival].append(value)
+    table = _table(title)
+    for name in ("suite", "group", "implementation", "against"):
+        table.add_column(name)
+    for name in ("rows", "geometric mean", "worst", "best", "losses"):
+        table.add_column(name, justify="right")
+    for (suite, group, impl, rival), values in sorted(groups.items()):
+        table.add_row(
+            suite, group, impl, rival, str(len(values)), ratio(geometric_mean(values)),
+            ratio(min(values)), ratio(max(values)), str(sum(v < 1 for v in values)),
+        )  # fmt: skip
+    return table
+
+
+def losses(rows: list[dict]) -> list[str]:
+    """One line per row of the automatic choice that is slower than its best rival."""
+    lines = []
+    for row in rows:
+        if row["impl"] != "cnnkernels" or row["status"] != "ok":
+            continue
+        rival = best_rival(row, rows)
+        if rival and rival[1] < 1:
+            lines.append(f"{row['case']}: {ratio(rival[1])} of {rival[0]}")
+    return lines
+
+
+def print_rows(rows: list[dict], title: str) -> None:
+    """Table, geometric means, losses and refusals."""
+    if not rows:
+        console.print("nothing was measured")
+        return
+    console.print(rows_table(rows, title))
+    console.print(summary(rows))
+    slower = losses(rows)
+    if slower:
+        console.print(f"{len(slower)} slower than the best rival:", style="bold")
+        for line in slower:
+            console.print(f"  {line}", markup=False)
+    refused = [row for row in rows if row["status"] != "ok"]
+    if refused:
+        console.print(f"{len(refused)} rows without a speed:", style="bold red")
+        for row in refused:
+            text = f"  {row['case']}: {row['impl']}: {row['status']}: {row['reason']}"
+            console.print(text[:300], markup=False)

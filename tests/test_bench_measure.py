@@ -1,0 +1,218 @@
+"""The bench refuses a speed to a kernel that is wrong, skips elements, or returns a cached result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cnnkernels.bench import checks, measure, show
+from cnnkernels.bench.case import Candidate, Case, count, random_tensor
+from cnnkernels.bench.peaks import Peaks
+
+CPU = torch.device("cpu")
+SHAPE = (6, 16, 20, 20)
+QUICK = measure.Settings.quick(max_seconds=0.05, warm=False)
+
+
+class FixedPeaks(Peaks):
+    """Ceilings far above any machine's, so that only outputs decide."""
+
+    def __init__(self, rate=1e15):
+        super().__init__(CPU)
+        self.copy, self.matmul = rate, {"fp32": rate, "bf16": rate}
+
+    def remeasure(self, case):
+        pass
+
+
+def add_relu_case(candidate, layout="NHWC", dtype="fp32", exact=False, **kwargs):
+    def make_inputs(generator):
+        return tuple(random_tensor(generator, SHAPE, dtype, layout) for _ in range(2))
+
+    size = count(SHAPE) * 4
+    return Case(
+        "ops", "planted", "add_relu", dtype, layout, SHAPE, CPU, make_inputs,
+        {"eager": Candidate.of(lambda x, r: F.relu(x + r)),
+         "planted": Candidate.of(candidate, ours=True)},
+        oracle=lambda x, r: F.relu(x + r), per_image=(True, True),
+        read_bytes=2 * size, write_bytes=size, exact=exact, **kwargs,
+    )  # fmt: skip
+
+
+def rows_of(case, peaks=None):
+    rows = measure.measure(case, QUICK, peaks or FixedPeaks())
+    return {row["impl"]: row for row in rows}
+
+
+def assert_refused(row, status="wrong"):
+    assert row["status"] == status and row["reason"]
+    for field in ("cold", "warm", "tflops", "gbps", "share", "ratios"):
+        assert field not in row, f"a speed was given: {field}"
+
+
+def correct(x, r):
+    return F.relu(x + r)
+
+
+def slightly_wrong(x, r):
+    return F.relu(x + r * 1.01)
+
+
+def one_element_wrong(x, r):
+    out = F.relu(x + r)
+    out[0, 0, 0, 0] += 1.0
+    return out
+
+
+def skips_a_channel(x, r):
+    out = torch.empty_like(x)
+    out[:, :-1] = F.relu(x[:, :-1] + r[:, :-1])
+    return out
+
+
+def skips_the_last_image(x, r):
+    out = torch.empty_like(x)
+    out[:-1] = F.relu(x[:-1] + r[:-1])
+    return out
+
+
+class Caches:
+    """Returns what it computed the first time, found again by ``key``."""
+
+    def __init__(self, key, copy):
+        self.key, self.copy, self.results = key, copy, {}
+
+    def __call__(self, x, r):
+        key = self.key(x)
+        if key not in self.results:
+            self.results[key] = F.relu(x + r)
+        return self.results[key].clone() if self.copy else self.results[key]
+
+
+def constant(x):
+    return 0
+
+
+def address(x):
+    return x.data_ptr()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_correct_kernel_gets_a_speed(layout):
+    row = rows_of(add_relu_case(correct, layout))["planted"]
+    assert row["status"] == "ok" and row["check"]["ok"] and row["check"]["images"] == SHAPE[0]
+    assert row["cold"]["median_us"] > 0 and row["ratios"]["eager"] > 0
+    assert row["cold"]["p5_us"] <= row["cold"]["median_us"] <= row["cold"]["p95_us"]
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    "planted", [slightly_wrong, one_element_wrong, skips_a_channel, skips_the_last_image]
+)
+def test_a_wrong_kernel_gets_none(planted, layout):
+    rows = rows_of(add_relu_case(planted, layout))
+    assert_refused(rows["planted"])
+    assert rows["eager"]["status"] == "ok" and "planted" not in rows["eager"]["ratios"]
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("key", [constant, address])
+def test_a_cached_result_gets_none(key, copy):
+    assert_refused(rows_of(add_relu_case(Caches(key, copy)))["planted"])
+
+
+def test_a_backward_that_ignores_the_gradient_gets_none():
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, r):
+            out = F.relu(x + r)
+            ctx.save_for_backward(out)
+            return out
+
+        @staticmethod
+        def backward(ctx, grad):
+            return (grad, grad)  # without the mask
+
+    def oracle(grad, x, r):
+        x, r = x.requires_grad_(), r.requires_grad_()
+        return torch.autograd.grad(F.relu(x + r), (x, r), grad)
+
+    def backward_of(fn):
+        def bind(grad, x, r):
+            leaves = [t.detach().requires_grad_() for t in (x, r)]
+            out = fn(*leaves)
+            return lambda: torch.autograd.grad(out, leaves, grad)
+
+        return Candidate(bind)
+
+    case = add_relu_case(correct)
+    inputs = case.make_inputs
+    case.make_inputs = lambda g: (*inputs(g), random_tensor(g, SHAPE, "fp32", "NHWC"))
+    case.per_image, case.oracle = (True, True, True), oracle
+    case.candidates = {
+        "eager": backward_of(lambda x, r: F.relu(x + r)),
+        "planted": backward_of(Wrong.apply),
+    }
+    rows = rows_of(case)
+    assert rows["eager"]["status"] == "ok"
+    assert_refused(rows["planted"])
+
+
+def test_faster_than_the_machine_is_an_error():
+    rows = rows_of(add_relu_case(correct), FixedPeaks(rate=1.0))
+    assert_refused(rows["planted"], "impossible")
+
+
+def test_a_candidate_that_raises_says_so():
+    def raises(x, r):
+        raise RuntimeError("no kernel for this")
+
+    row = rows_of(add_relu_case(raises))["planted"]
+    assert_refused(row, "failed")
+    assert "no kernel for this" in row["reason"]
+
+
+def test_exact_means_equal():
+    assert rows_of(add_relu_case(correct, exact=True))["planted"]["status"] == "wrong"  # fp64 sum
+    case = add_relu_case(lambda x, r: torch.maximum(x, r), exact=True)
+    case.oracle = torch.maximum
+    assert rows_of(case)["planted"]["status"] == "ok"
+
+
+def test_images_outside_the_fp64_sample_are_compared_with_a_rival(monkeypatch):
+    monkeypatch.setitem(checks.FP64_ELEMENTS, "cpu", 1)  # only the first and the last image
+
+    def skips_a_middle_image(x, r):
+        out = F.relu(x + r)
+        out[3] = 0.0
+        return out
+
+    rows = rows_of(add_relu_case(skips_a_middle_image))
+    assert rows["eager"]["check"]["images"] == 2
+    assert_refused(rows["planted"])
+    assert "differs from eager" in rows["planted"]["reason"]
+
+
+def test_no_speed_is_printed_for_a_refused_row(capsys):
+    rows = list(rows_of(add_relu_case(skips_a_channel)).values())
+    with show.console.capture() as capture:
+        show.print_rows(rows, "title")
+    text = capture.get()
+    assert "WRONG" in text and "1 rows without a speed" in text
+    line = next(line for line in text.splitlines() if "WRONG" in line)
+    assert "×" not in line and "GB/s" not in line
+
+
+def test_peaks_of_this_machine_are_sane():
+    case = add_relu_case(correct)
+    case.flops = 1
+    peaks = Peaks(CPU)
+    floor = peaks.floor(case)
+    assert 1e8 < peaks.copy < 1e13 and 1e8 < peaks.matmul["fp32"] < 1e14
+    assert 0 < peaks.impossible(case) < floor * 1.01
+
+
+def test_geometric_mean():
+    assert show.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+    assert show.geometric_mean([]) is None
