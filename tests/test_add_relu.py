@@ -127,3 +127,14 @@ def test_compiled_and_exported():
     torch.testing.assert_close(torch.compile(Net(), fullgraph=True)(a, b), expected)
     exported = torch.export.export(Net(), (a, b)).module()
     assert torch.equal(exported(a, b), expected)
+
+
+def opcheck_cases():
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(2, 3, 6, 6, dtype=dtype)
+        for a in (x, x.to(memory_format=torch.channels_last)):
+            operands = (a.clone().requires_grad_(), a.clone().requires_grad_())
+            yield "add_relu", operands
+            yield "_add_relu_with_mask", operands
+            mask = torch.randint(0, 256, ((x.numel() + 7) // 8,), dtype=torch.uint8)
+            yield "_relu_backward_mask", (operands[0], mask)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,15 +72,22 @@ def test_flops_are_counted():
 
 
 def opcheck_cases():
-    """(op, arguments) for torch.library.opcheck: two dtypes and layouts for every public op."""
-    for dtype in (torch.float32, torch.float64):
-        x = torch.randn(2, 3, 6, 6, dtype=dtype)
-        for a in (x, x.to(memory_format=torch.channels_last)):
-            yield "add_relu", (a.clone().requires_grad_(), a.clone().requires_grad_())
-            yield "_add_relu_with_mask", (a.clone().requires_grad_(), a.clone().requires_grad_())
+    """(op, arguments) of every test module that has ``opcheck_cases()``: an op's own test module
+    gives its cases."""
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        if path.stem != Path(__file__).stem and "\ndef opcheck_cases" in path.read_text():
+            yield from importlib.import_module(path.stem).opcheck_cases()
 
 
-@pytest.mark.parametrize("case", list(opcheck_cases()), ids=lambda case: case[0])
+CASES = list(opcheck_cases())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_opcheck(case):
     name, args = case
     torch.library.opcheck(_op.OPS[name].overload, args)
+
+
+def test_every_op_is_opchecked():
+    missing = set(_op.OPS) - {name for name, _ in CASES}
+    assert not missing, f"no opcheck_cases() in any test module yields {sorted(missing)}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+
 import torch
 
 from .. import _lib
+from ._op import Impl
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -66,6 +70,20 @@ def in_format_of(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=memory_format(like))
 
 
+def empty(shape, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An uninitialised 4-D tensor on ``like``'s device in its memory format."""
+    return torch.empty(
+        shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format(like)
+    )
+
+
+def laid_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """x with exactly the strides of a fresh tensor of its shape in ``like``'s memory format, which
+    is what the fakes promise (``contiguous`` leaves the strides of dimensions of size 1)."""
+    out = empty(x.shape, like, x.dtype)
+    return x if x.stride() == out.stride() else out.copy_(x)
+
+
 def leaf_why_not(leaf: str, x: torch.Tensor) -> str | None:
     """Why the compiled leaf op can't run on x's device and dtype."""
     device = "cuda" if leaf.endswith("_cuda") else "cpu"
@@ -90,6 +108,21 @@ def triton_why_not(x: torch.Tensor) -> str | None:
     if x.dtype not in KERNEL_DTYPES:
         return f"no Triton kernel for {x.dtype}"
     return None
+
+
+def triton_impl(stem: str, function: str, fn: Callable, why_not: Callable | None = None) -> Impl:
+    """The Triton implementation ``_triton/<stem>.py: function``: ``fn`` gets it as first argument,
+    then the op's arguments. ``why_not`` adds conditions of its own."""
+    missing, kernel = None, None
+    try:
+        kernel = getattr(importlib.import_module(f"cnnkernels._triton.{stem}"), function)
+    except (ImportError, AttributeError) as error:  # no Triton, or no kernel of this stem
+        missing = f"no Triton kernel: {error}"
+
+    def reason(input, *args):
+        return missing or triton_why_not(input) or (why_not and why_not(input, *args))
+
+    return Impl("triton", lambda *args: fn(kernel, *args), reason)
 
 
 def always(*_args) -> None:

@@ -217,7 +217,10 @@ def define(
         a.default_value if a.has_default_value() else None for a in op.overload._schema.arguments
     )
     LIB.impl(name, op.run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"cnnkernels::{name}", fake, lib=LIB)
+    # torch leaves out trailing arguments that have their default value; put them back.
+    torch.library.register_fake(
+        f"cnnkernels::{name}", lambda *args: fake(*args, *op._defaults[len(args) :]), lib=LIB
+    )
     if backward is not None:
         torch.library.register_autograd(
             f"cnnkernels::{name}", backward, setup_context=setup_context, lib=LIB

@@ -49,13 +49,14 @@ def pool_output_size(size, kernel, stride, padding, dilation, ceil_mode):
 
 def max_pool2d(x, kernel, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=False):
     """(values fp64, int64 indices h*W + w) of the first maximum of each window; a NaN wins, and of
-    several NaN the last (torch.nn.functional.max_pool2d's scan: v > max or v is NaN)."""
+    several NaN the last (torch.nn.functional.max_pool2d's scan: v > max or v is NaN). A window
+    none of whose dilated taps lies inside gives -inf and -1. kernel, ...: pairs."""
     x = x.double()
     n, c, h, w = x.shape
     p = pool_output_size(h, kernel[0], stride[0], padding[0], dilation[0], ceil_mode)
     q = pool_output_size(w, kernel[1], stride[1], padding[1], dilation[1], ceil_mode)
     values = x.new_full((n, c, p, q), NEG_INF)
-    indices = torch.zeros(n, c, p, q, dtype=torch.int64, device=x.device)
+    indices = torch.full((n, c, p, q), -1, dtype=torch.int64, device=x.device)
     for i in range(p):
         for j in range(q):
             best = x.new_full((n, c), NEG_INF)
@@ -78,6 +79,19 @@ def max_pool2d(x, kernel, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=Fal
     return values, indices
 
 
+def max_pool2d_backward(grad, indices, input_shape):
+    """d/dx in fp64: each output's gradient added to the pixel its index names (-1: none)."""
+    n, c, h, w = input_shape
+    dx = torch.zeros(n, c, h * w, dtype=torch.float64, device=grad.device)
+    grad, indices = grad.double().flatten(2), indices.flatten(2)
+    for i in range(indices.shape[2]):
+        at = indices[:, :, i : i + 1]
+        g = torch.where(at >= 0, grad[:, :, i : i + 1], 0)
+        at = at.clamp(min=0)
+        dx.scatter_(2, at, dx.gather(2, at) + g)
+    return dx.view(n, c, h, w)
+
+
 def local_response_norm(x, size, alpha=1e-4, beta=0.75, k=1.0):
     """x / (k + alpha/size * sum of squares over `size` channels)^beta, size//2 of them in front.
 
@@ -97,3 +111,25 @@ def relu(x):
     """max(x, 0); NaN stays NaN."""
     x = x.double()
     return torch.where(x <= 0, torch.zeros_like(x), x)
+
+
+def local_response_norm_backward(grad, x, size, alpha=1e-4, beta=0.75, k=1.0):
+    """d/dx in fp64, one channel of the output at a time: channel c's output depends on its own
+    input directly and on every channel of its window through the denominator."""
+    grad, x = grad.double(), x.double()
+    channels = x.shape[1]
+    dx = torch.zeros_like(x)
+    for c in range(channels):
+        first, last = max(c - size // 2, 0), min(c - size // 2 + size, channels)
+        window = x[:, first:last]
+        d = k + alpha / size * window.square().sum(1)
+        dx[:, c] += grad[:, c] * d**-beta
+        through = grad[:, c] * x[:, c] * -beta * d ** (-beta - 1)
+        dx[:, first:last] += (through * 2 * alpha / size).unsqueeze(1) * window
+    return dx
+
+
+def global_avg_pool2d(x):
+    """Mean over each plane: x [N, C, H, W] -> fp64 [N, C, 1, 1]."""
+    x = x.double()
+    return (x.flatten(2).sum(2) / (x.shape[2] * x.shape[3]))[:, :, None, None]
