@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -308,19 +310,6 @@ def test_autocast_lowers():
         run("conv2d_relu", x.bfloat16(), weight, bias, geometry)
 
 
-@pytest.mark.parametrize("name", [*OPS, "conv2d_relu_max_pool2d"])
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-def test_opcheck(name, channels_last):
-    for dtype in (torch.float32, torch.float64):
-        x, weight, bias, geometry = draw(SHAPES["groups"], dtype, channels_last)
-        residual = torch.randn_like(F.conv2d(x, weight, None, *geometry)).requires_grad_()
-        x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
-        tensors = (x, weight, residual, bias) if "add" in name else (x, weight, bias)
-        stride, padding, dilation, groups = geometry
-        op = getattr(torch.ops.cnnkernels, name).default
-        torch.library.opcheck(op, (*tensors, [*stride], [*padding], [*dilation], groups))
-
-
 def test_compiled_and_exported_with_dynamic_batch():
     class Net(torch.nn.Module):
         def forward(self, x, weight, z):
@@ -336,3 +325,16 @@ def test_compiled_and_exported_with_dynamic_batch():
     exported = torch.export.export(Net(), (x, weight, z), dynamic_shapes=dims).module()
     assert torch.equal(exported(x, weight, z), wanted)
     assert exported(torch.randn(5, 4, 6, 6), weight, torch.randn(5, 4, 6, 6)).shape[0] == 5
+
+
+def opcheck_cases():
+    """For tests/test_registration.py."""
+    for name, channels_last, dtype in itertools.product(
+        [*OPS, "conv2d_relu_max_pool2d"], [False, True], [torch.float32, torch.float64]
+    ):
+        x, weight, bias, geometry = draw(SHAPES["groups"], dtype, channels_last)
+        residual = torch.randn_like(F.conv2d(x, weight, None, *geometry)).requires_grad_()
+        x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
+        tensors = (x, weight, residual, bias) if "add" in name else (x, weight, bias)
+        stride, padding, dilation, groups = geometry
+        yield name, (*tensors, [*stride], [*padding], [*dilation], groups)

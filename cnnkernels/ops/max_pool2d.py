@@ -19,9 +19,7 @@ def _reference(input, kernel, stride, padding, dilation, ceil_mode, relu):
 
 
 def _reference_with_offsets(input, kernel, stride, padding, dilation, ceil_mode, relu):
-    out, offsets = _pool.max_with_offsets(
-        input, kernel, stride, padding, dilation, ceil_mode, relu
-    )
+    out, offsets = _pool.max_with_offsets(input, kernel, stride, padding, dilation, ceil_mode, relu)
     return _args.laid_out(out, input), _args.laid_out(offsets, input)
 
 
@@ -195,9 +193,7 @@ def _pooled(name, input, kernel_size, stride, padding, dilation, ceil_mode, retu
     indices = None
     if return_indices or (torch.is_grad_enabled() and x.requires_grad):
         relu = name == "relu_max_pool2d"
-        out, offsets = torch.ops.cnnkernels._max_pool2d_with_offsets(
-            x, *geometry, ceil_mode, relu
-        )
+        out, offsets = torch.ops.cnnkernels._max_pool2d_with_offsets(x, *geometry, ceil_mode, relu)
         if return_indices:
             indices = _pool.flat_indices(offsets, x.shape, *geometry)
     else:
