@@ -147,7 +147,7 @@ def test_any_geometry(
 
 @pytest.mark.parametrize("name", OPS)
 def test_gradcheck(name):
-    x, weight, bias, geometry = draw((2, 4, 5, 4, 6, 3, 2, (2, 1), 1, 1, 2), torch.float64)
+    x, weight, bias, geometry = draw((1, 2, 4, 3, 4, 3, 2, (2, 1), 1, 1, 2), torch.float64)
     residual = torch.randn_like(F.conv2d(x, weight, None, *geometry))
     args = [t.requires_grad_() for t in (x, weight, bias, residual)]
 
@@ -157,19 +157,19 @@ def test_gradcheck(name):
     if "add" not in name:
         args, full = args[:3], fn
         fn = lambda x, weight, bias: full(x, weight, bias, None)  # noqa: E731
-    assert torch.autograd.gradcheck(fn, args)
-    assert torch.autograd.gradgradcheck(fn, args)
+    assert torch.autograd.gradcheck(fn, args, fast_mode=True)
+    assert torch.autograd.gradgradcheck(fn, args, fast_mode=True)
 
 
 def test_gradcheck_with_pool():
-    x, weight, bias, geometry = draw((1, 2, 6, 5, 4, 3, 3, 1, 1, 1, 1), torch.float64)
+    x, weight, bias, geometry = draw((1, 2, 4, 3, 2, 3, 3, 1, 1, 1, 1), torch.float64)
     args = [t.requires_grad_() for t in (x, weight, bias)]
 
     def fn(*tensors):
         return cnnkernels.conv2d_relu_max_pool2d(*tensors, *geometry, 3, 2, 1)
 
-    assert torch.autograd.gradcheck(fn, args)
-    assert torch.autograd.gradgradcheck(fn, args)
+    assert torch.autograd.gradcheck(fn, args, fast_mode=True)
+    assert torch.autograd.gradgradcheck(fn, args, fast_mode=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -275,9 +275,9 @@ def test_bad_residual_and_pool():
         cnnkernels.conv2d_add_relu(x, weight, torch.zeros(1, 6, 8, 8))
     with pytest.raises(TypeError, match="residual must be a Tensor, got NoneType"):
         cnnkernels.conv2d_add_relu(x, weight, None)
-    with pytest.raises(ValueError, match="pool_padding is .*at most half"):
+    with pytest.raises(ValueError, match=r"pool_padding is .*at most half"):
         cnnkernels.conv2d_relu_max_pool2d(x, weight, pool_kernel_size=3, pool_padding=2)
-    with pytest.raises(ValueError, match="pool_kernel_size is .*exceeds"):
+    with pytest.raises(ValueError, match=r"pool_kernel_size is .*exceeds"):
         cnnkernels.conv2d_relu_max_pool2d(x, weight, pool_kernel_size=7)
 
 

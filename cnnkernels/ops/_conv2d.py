@@ -14,6 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from .. import _lib, tuning
+from .._triton import conv2d as _triton
+from ..tuning import space
 from . import _args
 from ._op import Impl
 
@@ -207,6 +209,44 @@ def _cuda(x, weight, bias, residual, stride, padding, dilation, groups, relu, co
     )
 
 
+# --- Triton ----------------------------------------------------------------------------------
+
+
+def problem(x, weight, stride, padding, dilation, groups) -> space.Conv:
+    """The call's geometry for the config space; hashable."""
+    return space.Conv(
+        *x.shape, weight.shape[0], *weight.shape[2:], tuple(stride), tuple(padding),
+        tuple(dilation), groups, _args.memory_format(x) == torch.channels_last, x.element_size(),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _triton_default(conv: space.Conv, device: torch.device) -> dict:
+    capability = 90
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = 10 * major + minor
+    return space.conv_configs(conv, capability)[0]
+
+
+def _triton_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    reason = _args.triton_why_not(x)
+    if reason is None and max(x[:1].numel(), weight.numel()) >= 2**31:
+        return "one image or the weight has 2^31 elements or more"
+    return reason
+
+
+def _triton_conv2d(x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None):
+    if config is None:
+        conv = problem(x, weight, stride, padding, dilation, groups)
+        config = _triton_default(conv, x.device)
+    tf32 = x.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return _triton.conv2d(
+        x, weight, bias, residual, stride, padding, dilation, groups, relu,
+        config=config, precision="tf32" if tf32 else "ieee",
+    )  # fmt: skip
+
+
 # --- the list --------------------------------------------------------------------------------
 
 
@@ -247,5 +287,7 @@ def implementations(*, residual: bool, relu: bool) -> list[Impl]:
         impl("cuda", _cuda, _cuda_why_not, default=False, tunable=True),
         impl("cudnn", _cudnn, _cudnn_why_not),
         impl("cpu", _cpu, _cpu_why_not),
+        # After cpu: on CPU tensors it is Triton's interpreter.
+        impl("triton", _triton_conv2d, _triton_why_not, tunable=True),
         Impl("reference", arguments(_wrap(_reference)), _args.always),
     ]

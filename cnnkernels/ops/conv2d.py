@@ -33,7 +33,7 @@ def _define(name: str, *, residual: bool, relu: bool) -> None:
         return _conv2d.empty(x, _conv2d.check(x, weight, bias, z, *geometry))
 
     def setup_context(ctx, inputs, output):
-        x, weight, bias, z, *ctx.geometry = split(inputs)
+        x, weight, bias, _residual, *ctx.geometry = split(inputs)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
         ctx.save_for_backward(x, weight, output if relu else None)
 
@@ -163,7 +163,7 @@ def _chain_backward(ctx, grad):
 
 def _chain_flops(x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
     """The convolution's; comparisons are not counted."""
-    bias, stride, padding, dilation, *_ = (*args, *(None, 1, 0, 1)[len(args) :])
+    _bias, stride, padding, dilation, *_ = (*args, *(None, 1, 0, 1)[len(args) :])
     x, weight = (torch.empty(shape, device="meta") for shape in (x_shape, w_shape))
     pairs = [_args.pair(value, "", 0) for value in (stride, padding, dilation)]
     return conv_flop_count(x_shape, w_shape, _conv2d.output_shape(x, weight, *pairs))

@@ -1,0 +1,62 @@
+"""Local response normalisation across channels, with or without a ReLU first.
+
+y = x / (k + alpha/size * sum of squares over `size` channels)^beta. One program per BLOCK elements
+in memory order; the window is read again from the cache, a channel stride apart.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def lrn_kernel(
+    x_ptr,  # dense [N, C, H, W] in any order
+    out_ptr,  # the same geometry
+    numel, C, channel_stride, scale, beta, k,
+    SIZE: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if numel < 2**31:
+        i = i.to(tl.int32)
+    inside = i < numel
+    c = (i // channel_stride) % C
+    x = tl.load(x_ptr + i, mask=inside).to(tl.float32)
+    if RELU:
+        x = tl.where(x <= 0, 0.0, x)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for j in tl.static_range(SIZE):
+        d = j - SIZE // 2
+        valid = inside & (c + d >= 0) & (c + d < C)
+        v = tl.load(x_ptr + i + d * channel_stride, mask=valid, other=0.0).to(tl.float32)
+        if RELU:
+            v = tl.where(v <= 0, 0.0, v)
+        total += v * v
+    power = tl.exp2(-beta * tl.log2(k + scale * total))
+    power = tl.where(beta == 0.0, 1.0, power)  # 0 * log2(0) is NaN, 0^0 is 1
+    tl.store(out_ptr + i, (x * power).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def local_response_norm(
+    x: torch.Tensor,  # [N, C, H, W], contiguous or channels_last
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    relu: bool,
+    *,
+    block: int = 1024,
+    num_warps: int = 4,
+) -> torch.Tensor:
+    """x's geometry and dtype; sums and powers in fp32."""
+    out = torch.empty_like(x)
+    numel = x.numel()
+    if numel:
+        stride = x.stride(1) if x.shape[1] > 1 else 1
+        lrn_kernel[(triton.cdiv(numel, block),)](
+            x, out, numel, x.shape[1], stride, alpha / size, float(beta), float(k),
+            SIZE=size, RELU=relu, BLOCK=block, num_warps=num_warps,
+        )  # fmt: skip
+    return out
