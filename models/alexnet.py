@@ -33,7 +33,7 @@ FUSED_POOL = {f"pool_{key}": value for key, value in POOL.items()}
 
 
 class AlexNet(nn.Module):
-    """The network of 2012: [N, 3, 227, 227] → [N, num_classes].
+    """The network of 2012: [N, 3, side, side] → [N, num_classes]; 227 as published.
 
     Args:
         num_classes: outputs of the last layer.
@@ -42,6 +42,8 @@ class AlexNet(nn.Module):
         dropout: probability after layers 6 and 7.
         without: layers to leave out, any of 2…7, as in the ablations of Zeiler & Fergus: what is
             left is re-wired to the channels it then gets.
+        side: of the images, at least 67.
+        width: factor on the channels and hidden units of every layer.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class AlexNet(nn.Module):
         order: str = "norm_pool",
         dropout: float = 0.5,
         without: tuple[int, ...] = (),
+        side: int = 227,
+        width: float = 1.0,
     ):
         super().__init__()
         if towers not in (1, 2):
@@ -59,9 +63,15 @@ class AlexNet(nn.Module):
             raise ValueError(f"order is {order!r}; allowed are 'norm_pool' and 'pool_norm'")
         if not set(without) <= set(range(2, 8)):
             raise ValueError(f"without is {without!r}; allowed are layers 2 to 7")
+        if side < 67:
+            raise ValueError(f"side is {side!r}; it must be at least 67, or nothing is left of it")
+        if not 0 < width * 32 == int(width * 32):
+            raise ValueError(f"width is {width!r}; it must be a positive multiple of 1/32")
+        self.input_size = (3, side, side)
         features: OrderedDict[str, nn.Module] = OrderedDict()
-        channels, side = 3, 227
-        for i, (out, kernel, stride, padding, split, norm, pool) in CONVS.items():
+        channels = 3
+        for i, (full, kernel, stride, padding, split, norm, pool) in CONVS.items():
+            out = int(full * width)
             if i in without and pool:
                 features[f"pool{i}"] = MaxPool2d(**POOL)
             if i not in without:
@@ -82,14 +92,15 @@ class AlexNet(nn.Module):
                 side = (side - 3) // 2 + 1
         self.features = nn.Sequential(features)
         classifier: OrderedDict[str, nn.Module] = OrderedDict()
-        width = channels * side * side
-        for i, hidden in HIDDEN.items():
+        inputs = channels * side * side
+        for i, full in HIDDEN.items():
             if i not in without:
-                classifier[f"fc{i}"] = nn.Linear(width, hidden)
+                hidden = int(full * width)
+                classifier[f"fc{i}"] = nn.Linear(inputs, hidden)
                 classifier[f"relu{i}"] = nn.ReLU(inplace=True)
                 classifier[f"drop{i}"] = nn.Dropout(dropout)
-                width = hidden
-        classifier["fc8"] = nn.Linear(width, num_classes)
+                inputs = hidden
+        classifier["fc8"] = nn.Linear(inputs, num_classes)
         self.classifier = nn.Sequential(classifier)
         self._init_weights()
 
@@ -101,9 +112,8 @@ class AlexNet(nn.Module):
                 nn.init.constant_(layer.bias, float(name[-1] in "24567"))
 
     def forward(self, x: Tensor) -> Tensor:
-        torch._assert(
-            x.shape[-1] == 227, f"input has shape {x.shape}; alexnet takes [N, 3, 227, 227]"
-        )
+        side = self.input_size[-1]
+        torch._assert(x.shape[-1] == side, f"input has shape {x.shape}; its side must be {side}")
         return self.classifier(torch.flatten(self.features(x), 1))
 
 
