@@ -175,3 +175,47 @@ def conv(
         compile_mode=compile or None,
     )
     run_cases(made, "conv", where, _settings(quick, seed, seconds), _json(out, "conv"), only)
+
+
+@bench.command(DEFAULT)
+def run(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL...]", help="Networks, as name or name:variant."),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Comma-separated; by default by size.")] = "",
+    dtype: Annotated[str, typer.Option(help="Comma-separated: bf16,fp16,tf32,fp32.")] = "",
+    layout: Annotated[Layout, typer.Option(help="Of the images.")] = Layout.NHWC,
+    photographs: Annotated[
+        bool, typer.Option("--photographs", help="Real images instead of random numbers.")
+    ] = False,
+    layers: Annotated[bool, typer.Option(help="Also layer by layer.")] = True,
+    energy: Annotated[bool, typer.Option(help="Joules per image, at least 1 s each.")] = True,
+    compile: Annotated[bool, typer.Option(help="Also torch.compile.")] = False,
+    device: Device = "auto",
+    quick: Quick = False,
+    seconds: Seconds = None,
+    seed: Seed = None,
+    out: Out = None,
+) -> None:
+    """Networks: time, operations, rates, memory and energy per layer and in total."""
+    from .case import DTYPES
+    from .suite import FAMILIES, Plan, finish, run_networks
+
+    where = _device(device)
+    plan = Plan(
+        dtypes=_list(dtype, "--dtype", DTYPES) or ["fp32" if where.type == "cpu" else "bf16"],
+        layout=layout.value,
+        batches=_sizes(batch, "--batch"),
+        photographs=photographs,
+        layers=layers,
+        energy=energy,
+        memory=True,
+        compile_modes=("default",) if compile else (),
+        quick=quick,
+    )
+    settings = _settings(quick, seed, seconds, warm=False)
+    record = run_networks(
+        names or FAMILIES, plan, where, settings, _json(out, "bench"), print_layers=bool(names)
+    )
+    finish(record)

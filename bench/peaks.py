@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from ..testing import timing
 from .case import Case, dtype_of, precision
+from .layers import ConvLayer
 
 MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
+CPU_CONV = ConvLayer("peak", 256, 28, 28, 256, 3, padding=1)
 # A time under this share of what the ceilings allow is an error of the measurement. The ceilings are
 # measured, not absolute: reading alone is faster than copying, and a shared CPU is noisy.
 MARGIN = {"cuda": 0.85, "cpu": 0.6}
@@ -37,12 +40,24 @@ class Peaks:
     def measure_matmul(self, dtype: str) -> None:
         n = MATMUL_SIZE[self.device.type]
         a, b = (torch.randn(n, n, device=self.device).to(dtype_of(dtype)) for _ in range(2))
-        with precision(dtype):
+        fns = {"matmul": (lambda: a @ b, 2 * n**3)}
+        if self.device.type == "cpu":
+            # oneDNN's convolution can beat the matrix product of the BLAS that torch was built with.
+            layer = CPU_CONV
+            x = torch.randn(layer.input_shape(4)).to(dtype_of(dtype))
+            x = x.contiguous(memory_format=torch.channels_last)
+            w = torch.randn(layer.weight_shape).to(dtype_of(dtype))
+            fns["conv"] = (lambda: F.conv2d(x, w, padding=layer.padding), layer.flops(4))
+        with precision(dtype), torch.no_grad():
             times = timing.interleaved(
-                {"matmul": lambda: a @ b}, self.device, max_rounds=20, max_seconds=1.0
+                {name: fn for name, (fn, _) in fns.items()},
+                self.device,
+                max_rounds=20,
+                max_seconds=1.0,
             )
-        rate = 2 * n**3 / times["matmul"].percentile(10)
-        self.matmul[dtype] = max(self.matmul.get(dtype, 0.0), rate)
+        for name, (_, flops) in fns.items():
+            rate = flops / times[name].percentile(10)
+            self.matmul[dtype] = max(self.matmul.get(dtype, 0.0), rate)
 
     def _ensure(self, case: Case) -> None:
         if not self.copy:

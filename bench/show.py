@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 # A pipe or a log has no width of its own; 80 columns would fold every number.
-console = Console(width=None if sys.stdout.isatty() else 160)
+console = Console(width=None if sys.stdout.isatty() else 180)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -51,13 +51,14 @@ def best_rival(row: dict, rows: list[dict]) -> tuple[str, float] | None:
     return min(found.items(), key=lambda item: item[1]) if found else None
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """An empty table in the house style."""
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
 
 
 def rows_table(rows: list[dict], title: str) -> Table:
     """One line per row. A row that failed its check shows why, and no speed."""
-    table = _table(title)
+    table = new_table(title)
     table.add_column("case", overflow="fold", min_width=24)
     table.add_column("implementation", no_wrap=True)
     for name in ("µs", "p5–p95", "warm µs", "TFLOP/s", "GB/s", "of floor", "vs eager", "vs best"):
@@ -94,7 +95,7 @@ def summary(rows: list[dict], title: str = "Geometric means of the time ratios")
     for row in rows:
         if not row["ours"] or row["status"] != "ok":
             continue
-        network = row.get("net") or row.get("phase") or ""
+        network = row.get("net") or row.get("phase") or row.get("model") or ""
         keys = ("all", network) if network else ("all",)
         rivals = {
             r["impl"]: row["ratios"][r["impl"]]
@@ -106,7 +107,7 @@ def summary(rows: list[dict], title: str = "Geometric means of the time ratios")
         for key in keys:
             for rival, value in rivals.items():
                 groups[row["suite"], key, row["impl"], rival].append(value)
-    table = _table(title)
+    table = new_table(title)
     for name in ("suite", "group", "implementation", "against"):
         table.add_column(name)
     for name in ("rows", "geometric mean", "worst", "best", "losses"):
@@ -137,7 +138,13 @@ def print_rows(rows: list[dict], title: str) -> None:
         console.print("nothing was measured")
         return
     console.print(rows_table(rows, title))
-    console.print(summary(rows))
+    print_verdicts(rows)
+
+
+def print_verdicts(rows: list[dict]) -> None:
+    """Geometric means, the rows where a rival is faster, and those without a speed."""
+    if any(row["ours"] and row.get("ratios") for row in rows):
+        console.print(summary(rows))
     slower = losses(rows)
     if slower:
         console.print(f"{len(slower)} slower than the best rival:", style="bold")

@@ -1,0 +1,183 @@
+"""Cases of whole networks: ours against PyTorch eager and torch.compile, on photographs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import data, models
+from .case import LAYOUTS, Candidate, Case, dtype_of
+from .rivals import eager_twin, optimizer
+
+CALIBRATION_IMAGES = 8
+
+
+@dataclass
+class Network:
+    """A network with random weights, ready to be measured."""
+
+    name: str
+    variant: str
+    model: nn.Module  # fp32, NCHW, on the CPU, in eval mode
+    twin: nn.Module  # the same in torch's own ops
+    pool: torch.Tensor  # images to draw batches from, fp32 [M, C, H, W]
+    source: str  # what those images are
+    flops: int  # of one image: convolutions and matrix products, 2 per multiply-accumulate
+    parameters: int
+
+
+def parse_name(text: str) -> tuple[str, str | None]:
+    """Name and variant of "resnet50:torchvision"; the variant is None in "resnet50"."""
+    name, _, variant = text.partition(":")
+    return name, variant or None
+
+
+def _images(model: nn.Module, photographs: bool) -> tuple[torch.Tensor, str]:
+    channels, height, _ = model.input_size
+    if photographs:
+        found = data.photographs(16, height, channels=channels)
+        return found.images, found.source
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(16, *model.input_size, generator=generator), "normal random numbers"
+
+
+def calibrate(model: nn.Module, images: torch.Tensor) -> None:
+    """Give batch norms the statistics of real activations: with fresh ones a deep random network's
+    activations grow without bound, and neither errors nor speed would mean anything."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(images)
+    model.eval()
+
+
+def flops_of(model: nn.Module, x: torch.Tensor) -> int:
+    """Operations of one forward pass by torch's counter."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(x)
+    return counter.get_total_flops()
+
+
+def build(text: str, photographs: bool) -> Network:
+    """Make a network from "name" or "name:variant"; random weights, seeded."""
+    name, variant = parse_name(text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = models.create(name, variant).eval()
+    pool, source = _images(model, photographs)
+    twin = eager_twin(model)
+    calibrate(twin, pool[:CALIBRATION_IMAGES])
+    model.load_state_dict(twin.state_dict())
+    return Network(
+        name,
+        model.variant,
+        model,
+        twin,
+        pool,
+        source,
+        flops_of(twin, pool[:1]),
+        sum(p.numel() for p in model.parameters()),
+    )
+
+
+def place(model: nn.Module, device: torch.device, dtype: str, layout: str) -> nn.Module:
+    """A copy of a network on a device, in a dtype and a memory layout."""
+    model = copy.deepcopy(model).to(device=device, dtype=dtype_of(dtype))
+    return model.to(memory_format=LAYOUTS[layout])
+
+
+def _logits(out) -> torch.Tensor:
+    return out if isinstance(out, torch.Tensor) else out[0]
+
+
+def _inference(model: nn.Module, layout: str | None = None) -> Candidate:
+    def bind(x):
+        if layout is not None:
+            x = x.contiguous(memory_format=LAYOUTS[layout])
+
+        def run():
+            with torch.inference_mode():
+                return _logits(model(x))
+
+        return run
+
+    return Candidate(bind)
+
+
+def make_case(
+    network: Network,
+    batch: int,
+    dtype: str,
+    layout: str,
+    device: torch.device,
+    compile_modes: tuple[str, ...] = (),
+    other_layout: bool = False,
+) -> Case:
+    """A network's forward pass at one batch size; rivals run at the same precision.
+
+    compile_modes: torch.compile modes to run beside eager ("default", "max-autotune").
+    other_layout: also run eager PyTorch in the other memory layout.
+    """
+    ours = place(network.model, device, dtype, layout)
+    twin = place(network.twin, device, dtype, layout)
+    exact = copy.deepcopy(network.twin).to(device).double()
+
+    def make_inputs(generator):
+        order = torch.randint(
+            len(network.pool), (batch,), generator=generator, device=generator.device
+        )
+        x = network.pool[order.cpu()].to(device)
+        flip = torch.rand(batch, generator=generator, device=device) < 0.5
+        x = torch.where(flip[:, None, None, None], x.flip(3), x).to(dtype_of(dtype))
+        return (x.contiguous(memory_format=LAYOUTS[layout]),)
+
+    candidates = {"eager": _inference(twin)}
+    if other_layout:
+        other = "NCHW" if layout == "NHWC" else "NHWC"
+        candidates[f"eager {other}"] = _inference(place(network.twin, device, dtype, other), other)
+    for mode in compile_modes:
+        torch._dynamo.reset()
+        compiled = torch.compile(
+            copy.deepcopy(twin), dynamic=False, mode=None if mode == "default" else mode
+        )
+        candidates[f"compile {mode}"] = _inference(compiled)
+    mine = _inference(ours)
+    candidates["cnnkernels"] = Candidate(mine.bind, ours=True)
+    if (optimize := optimizer()) is not None:
+        (example,) = make_inputs(torch.Generator(device).manual_seed(0))
+        optimized = _inference(optimize(copy.deepcopy(ours), example))
+        candidates["cnnkernels optimized"] = Candidate(optimized.bind, ours=True)
+
+    itemsize = dtype_of(dtype).itemsize
+    with torch.no_grad():
+        outputs = _logits(network.twin(network.pool[:1])).numel()
+    image = network.pool[0].numel()
+    return Case(
+        suite="models",
+        name=f"{network.name}:{network.variant} batch {batch} {dtype} {layout}",
+        op="network",
+        dtype=dtype,
+        layout=layout,
+        shape=(batch, *network.pool.shape[1:]),
+        device=device,
+        make_inputs=make_inputs,
+        candidates=candidates,
+        oracle=lambda x: _logits(exact(x)),
+        flops=network.flops * batch,
+        read_bytes=(network.parameters + batch * image) * itemsize,
+        write_bytes=batch * outputs * itemsize,
+        # What a user waits for, the host's work included.
+        hide_host=False,
+        fast_algorithms=dtype in ("fp32", "tf32"),
+        relative_limit=True,
+        extra={"model": network.name, "variant": network.variant, "batch": batch},
+    )
