@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -57,3 +58,10 @@ def gpu_missing() -> str | None:
 def has_leaf(name: str) -> bool:
     """Whether a loaded library registered ``cnnkernels::<name>``."""
     return hasattr(torch.ops.cnnkernels, name)
+
+
+def user_cache() -> Path:
+    """The user's cache folder of this package: $CNNKERNELS_CACHE_DIR, or cnnkernels in the XDG one."""
+    own = os.environ.get("CNNKERNELS_CACHE_DIR")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(base) / "cnnkernels"

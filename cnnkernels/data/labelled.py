@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import platformdirs
 import torch
 
+from .. import _lib
 from .pictures import DataNotFoundError
 
 # Where a distribution's data packages lie (Debian's dataset-fashion-mnist: /usr/share/datasets).
@@ -64,7 +64,7 @@ def len_of(split: Images | torch.utils.data.Dataset) -> int:
 
 def user_cache() -> Path:
     """Where downloads go and are looked for."""
-    return Path(platformdirs.user_cache_dir("cnnkernels")) / "data"
+    return _lib.user_cache() / "data"
 
 
 def _read_idx(path: Path) -> np.ndarray:

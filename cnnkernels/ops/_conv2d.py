@@ -187,7 +187,33 @@ def _cudnn(x, weight, bias, residual, stride, padding, dilation, groups, relu):
 # --- compiled CUDA ---------------------------------------------------------------------------
 
 
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _stem_why_not(x, weight, residual, stride, padding, dilation, groups) -> str | None:
+    """Why the stem kernel (3 input channels, sm_90a) can't run: its instances, from its launcher."""
+    reason = _args.leaf_why_not("_conv2d_stem_cuda", x)
+    if reason is not None:
+        return reason
+    if _capability(x.device) != (9, 0):
+        return "the stem kernel is compiled for sm_90a"
+    if x.dtype == torch.float32 or x.shape[1] != 3 or weight.shape[0] % 8 or weight.shape[0] > 128:
+        return "the stem kernel takes 3 channels to at most 128, in 8s, in fp16 and bf16"
+    if _args.memory_format(x) != torch.channels_last:
+        return "the stem kernel writes channels_last"
+    taps = {1: 3, 2: 4, 4: 3}.get(stride[0], 0)
+    if stride[0] != stride[1] or max(weight.shape[2:]) > taps * stride[0]:
+        return "the stem kernel takes filters up to 3x3/1, 8x8/2 and 12x12/4"
+    if residual is not None or groups != 1 or list(dilation) != [1, 1]:
+        return "the stem kernel takes no residual, groups or dilation"
+    return None
+
+
 def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    if _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None:
+        return None
     reason = _args.leaf_why_not("_conv2d_cuda", x)
     if reason is not None:
         return reason
@@ -203,6 +229,8 @@ def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, 
 
 
 def _cuda(x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None):
+    if _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None:
+        return torch.ops.cnnkernels._conv2d_stem_cuda(x, weight, bias, stride, padding, relu)
     instance = (config or {}).get("instance", "")
     return torch.ops.cnnkernels._conv2d_cuda(
         x, weight, bias, residual, stride, padding, dilation, groups, relu, instance

@@ -24,17 +24,12 @@ def _reference(input: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     return torch.add(input, residual, out=torch.empty_like(input)).relu_()
 
 
-def pack_mask(out: torch.Tensor) -> torch.Tensor:
-    """Bit e of byte j: element 8j + e of dense ``out``, in memory order, is > 0 or NaN."""
+def _reference_with_mask(input: torch.Tensor, residual: torch.Tensor):
+    out = _reference(input, residual)
     bits = ~(_flat(out) <= 0)  # NaN passes, as in torch.relu
     bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=out.device)
-    return (bits * weights).sum(1, dtype=torch.uint8)
-
-
-def _reference_with_mask(input: torch.Tensor, residual: torch.Tensor):
-    out = _reference(input, residual)
-    return out, pack_mask(out)
+    return out, (bits * weights).sum(1, dtype=torch.uint8)
 
 
 def _reference_backward(grad: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -121,14 +116,14 @@ define(
 )
 
 
-def mask_setup_context(ctx, inputs, output):
+def _mask_setup_context(ctx, inputs, output):
     out, mask = output
     ctx.mark_non_differentiable(mask)
     ctx.save_for_backward(mask)
     ctx.out_stride = out.stride()
 
 
-def mask_backward(ctx, grad, _grad_mask):
+def _mask_backward(ctx, grad, _grad_mask):
     (mask,) = ctx.saved_tensors
     if grad.stride() != ctx.out_stride:  # the mask is in the output's memory order
         grad = torch.empty_strided(
@@ -149,8 +144,8 @@ define(
         torch.empty_like(input),
         input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8),
     ),
-    setup_context=mask_setup_context,
-    backward=mask_backward,
+    setup_context=_mask_setup_context,
+    backward=_mask_backward,
     autocast="promote",
     flops=_flops,
 )

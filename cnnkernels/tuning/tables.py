@@ -13,8 +13,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import platformdirs
 import torch
+
+from .. import _lib
 
 SCHEMA = 1  # raised when keys, entries or the meaning of a config change
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -41,7 +42,7 @@ def device_name(device: torch.device) -> str:
 
 def user_table(device: torch.device) -> Path:
     """Where the user's own table for this device is."""
-    return platformdirs.user_cache_path("cnnkernels") / "tuning" / f"{device_name(device)}.json"
+    return _lib.user_cache() / "tuning" / f"{device_name(device)}.json"
 
 
 def _read(path: Path) -> dict[str, dict]:
