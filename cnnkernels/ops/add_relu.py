@@ -24,12 +24,17 @@ def _reference(input: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     return torch.add(input, residual, out=torch.empty_like(input)).relu_()
 
 
-def _reference_with_mask(input: torch.Tensor, residual: torch.Tensor):
-    out = _reference(input, residual)
+def pack_mask(out: torch.Tensor) -> torch.Tensor:
+    """Bit e of byte j: element 8j + e of dense ``out``, in memory order, is > 0 or NaN."""
     bits = ~(_flat(out) <= 0)  # NaN passes, as in torch.relu
     bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=out.device)
-    return out, (bits * weights).sum(1, dtype=torch.uint8)
+    return (bits * weights).sum(1, dtype=torch.uint8)
+
+
+def _reference_with_mask(input: torch.Tensor, residual: torch.Tensor):
+    out = _reference(input, residual)
+    return out, pack_mask(out)
 
 
 def _reference_backward(grad: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -116,14 +121,14 @@ define(
 )
 
 
-def _mask_setup_context(ctx, inputs, output):
+def mask_setup_context(ctx, inputs, output):
     out, mask = output
     ctx.mark_non_differentiable(mask)
     ctx.save_for_backward(mask)
     ctx.out_stride = out.stride()
 
 
-def _mask_backward(ctx, grad, _grad_mask):
+def mask_backward(ctx, grad, _grad_mask):
     (mask,) = ctx.saved_tensors
     if grad.stride() != ctx.out_stride:  # the mask is in the output's memory order
         grad = torch.empty_strided(
@@ -144,8 +149,8 @@ define(
         torch.empty_like(input),
         input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8),
     ),
-    setup_context=_mask_setup_context,
-    backward=_mask_backward,
+    setup_context=mask_setup_context,
+    backward=mask_backward,
     autocast="promote",
     flops=_flops,
 )

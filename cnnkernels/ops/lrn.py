@@ -138,6 +138,12 @@ def _flops(input_shape, *args, out_shape=None, **kwargs) -> int:
     return math.prod(input_shape) * (size + 4)
 
 
+def bias_gradient(grad, bias):
+    """The bias's gradient from its input's [N, C, H, W], summed in fp32 (fp64 for fp64)."""
+    wide = grad.dtype if grad.dtype == torch.float64 else torch.float32
+    return grad.sum((0, 2, 3), dtype=wide).to(bias.dtype)
+
+
 def _autograd(adapt, with_bias: bool) -> dict:
     def setup_context(ctx, inputs, output):
         input, bias, *ctx.parameters = adapt(*inputs)
@@ -149,9 +155,7 @@ def _autograd(adapt, with_bias: bool) -> dict:
         grad = torch.ops.cnnkernels._lrn_backward(grad, input, bias, *ctx.parameters)
         if not with_bias:
             return grad, None, None, None, None
-        wide = grad.dtype if grad.dtype == torch.float64 else torch.float32
-        grad_bias = grad.sum((0, 2, 3), dtype=wide).to(bias.dtype)
-        return grad, grad_bias, None, None, None, None
+        return grad, bias_gradient(grad, bias), None, None, None, None
 
     return {"setup_context": setup_context, "backward": backward}
 
