@@ -1,0 +1,106 @@
+// Max-pool backward, channels_last, stride 2 (3x3 and 2x2): a deterministic gather without atomics.
+// Thread = one 16-byte channel vector of the 2 x 2 input pixels whose windows are the same; it
+// reads those ceil(K / 2)^2 windows once (gradient and offset byte) and compares each offset with
+// the taps that reach its pixels, all known at compile time. fp32 sums, in the order oh, ow. Grid
+// flat over (n, block row, block column, vector), the vector fastest. No shared memory.
+#include "common/dispatch.cuh"
+#include "common/fast_div.h"
+#include "common/words.cuh"
+#include "max_pool2d/max_pool2d.h"
+
+namespace cnnkernels {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int S = 2;
+
+struct Args {
+  const void* dy;
+  const uint8_t* offsets;
+  void* dx;
+  int h, w, vectors, oh, ow, pad_h, pad_w;
+  FastDiv by_vectors, by_blocks_w, by_blocks_h;
+  uint32_t total;
+};
+
+template <class T, int K>
+__global__ void __launch_bounds__(kThreads) max_pool2d_nhwc_backward_kernel(const Args a) {
+  constexpr int V = kVecSize<T>;
+  constexpr int kReach = (K + S - 1) / S;  // windows per dimension that reach a block
+  uint32_t vector = blockIdx.x * kThreads + threadIdx.x;
+  if (vector >= a.total) return;
+  uint32_t block_w = a.by_vectors.split(vector);
+  uint32_t block_h = a.by_blocks_w.split(block_w);
+  const int64_t n = a.by_blocks_h.split(block_h);
+
+  float sum[S][S][V];
+#pragma unroll
+  for (int i = 0; i < S * S * V; ++i) sum[i / (S * V)][i / V % S][i % V] = 0.f;
+
+#pragma unroll
+  for (int q = 1 - kReach; q <= 0; ++q)
+#pragma unroll
+    for (int r = 1 - kReach; r <= 0; ++r) {
+      const int oh = static_cast<int>(block_h) + q, ow = static_cast<int>(block_w) + r;
+      if (static_cast<unsigned>(oh) >= static_cast<unsigned>(a.oh) ||
+          static_cast<unsigned>(ow) >= static_cast<unsigned>(a.ow))
+        continue;
+      const int64_t window = ((n * a.oh + oh) * a.ow + ow) * a.vectors + vector;
+      Chunk<T, V> grad;
+      grad.load(static_cast<const uint4*>(a.dy) + window);
+      Chunk<uint8_t, V> offset;
+      offset.load(a.offsets + window * V);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const int position = offset.byte(e);
+        const float g = grad.element(e);
+#pragma unroll
+        for (int i = 0; i < S; ++i)
+#pragma unroll
+          for (int j = 0; j < S; ++j) {
+            const int kh = i - S * q, kw = j - S * r;
+            if (kh < K && kw < K && position == kh * K + kw) sum[i][j][e] += g;
+          }
+      }
+    }
+
+#pragma unroll
+  for (int i = 0; i < S; ++i)
+#pragma unroll
+    for (int j = 0; j < S; ++j) {
+      const int h = static_cast<int>(block_h) * S + i - a.pad_h;
+      const int w = static_cast<int>(block_w) * S + j - a.pad_w;
+      if (static_cast<unsigned>(h) < static_cast<unsigned>(a.h) &&
+          static_cast<unsigned>(w) < static_cast<unsigned>(a.w))
+        Chunk<T, V>::rounded(sum[i][j]).store(static_cast<uint4*>(a.dx) +
+                                              ((n * a.h + h) * a.w + w) * a.vectors + vector);
+    }
+}
+
+}  // namespace
+
+cudaError_t launch_max_pool2d_backward_nhwc(const MaxPoolBackwardParams& p, cudaStream_t stream) {
+  return dispatch_dtype(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    const PoolShape& s = p.shape;
+    Args a{p.dy, nullptr, p.dx,    s.h,    s.w, static_cast<int>(s.c / kVecSize<T>),
+           s.oh, s.ow,    s.pad_h, s.pad_w};
+    const int64_t blocks_w = ceil_div(s.w + s.pad_w, S), blocks_h = ceil_div(s.h + s.pad_h, S);
+    a.by_vectors = FastDiv(a.vectors);
+    a.by_blocks_w = FastDiv(blocks_w), a.by_blocks_h = FastDiv(blocks_h);
+    const int64_t per_image = blocks_w * blocks_h * a.vectors;
+    auto* kernel = s.kernel_h == 3 ? max_pool2d_nhwc_backward_kernel<T, 3>
+                                   : max_pool2d_nhwc_backward_kernel<T, 2>;
+    return for_slices(s.n, per_image, [&](int64_t first, int64_t count) {
+      const int64_t windows = first * s.c * s.oh * s.ow;
+      a.dy = static_cast<const T*>(p.dy) + windows;
+      a.offsets = static_cast<const uint8_t*>(p.offsets) + windows;
+      a.dx = static_cast<T*>(p.dx) + first * s.c * s.h * s.w;
+      a.total = static_cast<uint32_t>(count * per_image);
+      kernel<<<static_cast<unsigned>(ceil_div(a.total, kThreads)), kThreads, 0, stream>>>(a);
+      return cudaGetLastError();
+    });
+  });
+}
+
+}  // namespace cnnkernels

@@ -1,0 +1,72 @@
+// LRN arithmetic: window bounds (torch's rules), which kernel a call gets, tiles of the NCHW
+// kernels.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "plan/host_device.h"
+#include "common/types.h"
+
+namespace cnnkernels {
+
+// y = v * (k + alpha / size * sum of v^2 over the window)^-beta, v = relu?(x + bias?).
+struct LrnShape {
+  int64_t n = 0, c = 0, pixels = 0;  // pixels = H * W
+  int size = 5;
+  float alpha = 1e-4f, beta = 0.75f, k = 1.f;
+  bool relu = false;
+};
+
+namespace plan {
+
+// Channels of the window before and after its own: torch puts the extra one of an even size in
+// front.
+CNNKERNELS_HD constexpr int lrn_front(int size) { return size / 2; }
+CNNKERNELS_HD constexpr int lrn_back(int size) { return (size - 1) / 2; }
+
+enum class LrnKernel { vector, planes, any };
+
+inline const char* lrn_kernel_name(LrnKernel kernel) {
+  switch (kernel) {
+    case LrnKernel::vector: return "vector";  // channels_last, window of 5, one vector per thread
+    case LrnKernel::planes: return "planes";  // NCHW, window of 5, walks the channels
+    default: return "any";                    // run-time window
+  }
+}
+
+// The fast kernels use approximate lg2/ex2, right for a positive base; fp32 needs the corrected
+// power of -3/4, which is the only one they have. `vectors`: 16-byte pointers, C a multiple of the
+// vector.
+inline LrnKernel choose_lrn_kernel(const LrnShape& s, Dtype dtype, Layout layout, bool vectors) {
+  const bool power =
+      s.alpha >= 0.f && s.k >= 1e-6f && s.beta >= 0.f && (dtype != Dtype::f32 || s.beta == 0.75f);
+  if (s.size != 5 || !power) return LrnKernel::any;
+  if (layout == Layout::nhwc) return vectors ? LrnKernel::vector : LrnKernel::any;
+  return LrnKernel::planes;
+}
+
+// A block of the NCHW kernels: `pixels` of one image, `channels` of them written.
+struct LrnTile {
+  int pixels = 0, pixel_tiles = 1, channels = 0, channel_tiles = 1;
+};
+
+// Channels are split only where the pixels alone would leave the GPU idle: each cut repeats a halo.
+inline LrnTile lrn_tile(const LrnShape& s, int pixels_per_block, int stage_channels) {
+  LrnTile t;
+  t.pixel_tiles = static_cast<int>((s.pixels + pixels_per_block - 1) / pixels_per_block);
+  // Equal tiles, a multiple of 8 so that aligned planes give aligned tiles.
+  t.pixels = static_cast<int>(((s.pixels + t.pixel_tiles - 1) / t.pixel_tiles + 7) / 8 * 8);
+  t.pixel_tiles = static_cast<int>((s.pixels + t.pixels - 1) / t.pixels);
+  const int64_t blocks = s.n * t.pixel_tiles;
+  const int64_t pieces =
+      std::min<int64_t>(std::max<int64_t>(1, 1056 / std::max<int64_t>(blocks, 1)),
+                        std::max<int64_t>(1, s.c / (4 * stage_channels)));
+  const int64_t per = (s.c + pieces - 1) / pieces;
+  t.channels = static_cast<int>((per + stage_channels - 1) / stage_channels * stage_channels);
+  t.channel_tiles = static_cast<int>((s.c + t.channels - 1) / t.channels);
+  return t;
+}
+
+}  // namespace plan
+}  // namespace cnnkernels
