@@ -12,6 +12,7 @@
 
 #include <cuda.h>
 
+#include "common/epilogue.cuh"
 #include "common/sm90/mbarrier.cuh"
 #include "common/sm90/tma.cuh"
 #include "common/sm90/wgmma.cuh"

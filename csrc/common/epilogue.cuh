@@ -1,0 +1,125 @@
+// From transposed wgmma accumulators (rows = output channels, columns = pixels) to a staged tile of
+// [pixel][64 channels] that TMA stores: bias, residual, ReLU, rounding, transpose. The staging rows
+// have 128 bytes in the 128-byte swizzle; 32-bit types take two planes of 32 channels.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "common/vec.cuh"
+
+namespace cnnkernels::sm90 {
+
+__device__ __forceinline__ uint32_t pack(float lo, float hi, __nv_bfloat16) {
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+}
+__device__ __forceinline__ uint32_t pack(float lo, float hi, __half) {
+  uint32_t r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+}
+__device__ __forceinline__ float2 unpack(uint32_t v, __nv_bfloat16) {
+  return {__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u)};
+}
+__device__ __forceinline__ float2 unpack(uint32_t v, __half) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&v));
+}
+
+// max(v, 0) that keeps NaN, as torch's relu does.
+__device__ __forceinline__ float relu_keep_nan(float v) {
+  float r;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(r) : "f"(v));
+  return r;
+}
+
+// Two (words 2, 3 too: four) 8x8 matrices of 16-bit elements, transposed on the way.
+template <bool kFour>
+__device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&words)[4]) {
+  if (kFour)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(words[0]), "=r"(words[1])
+                 : "r"(address)
+                 : "memory");
+}
+template <bool kFour>
+__device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&words)[4]) {
+  if (kFour)
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+        : "memory");
+  else
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
+                 "r"(words[0]), "r"(words[1])
+                 : "memory");
+}
+
+// Stages the pixels [kFirst, kFirst + kN) of a warpgroup's accumulators at `stage`. bias0 belongs
+// to channel 16 * (thread / 32) + thread % 32 / 4 of the 64, bias1 to the one 8 further. With
+// `residual`, `stage` holds the residual in the same layout and is overwritten in place: every warp
+// reads and writes its own 16 channels only.
+template <class T, int kN, int kFirst = 0, int kRegisters>
+__device__ __forceinline__ void store_transposed(const float (&acc)[kRegisters], float bias0,
+                                                 float bias1, bool relu, uint32_t stage, int thread,
+                                                 bool residual = false) {
+  static_assert(kFirst % 8 == 0 && kN % 8 == 0 && (kFirst + kN) / 2 <= kRegisters);
+  const int lane = thread % 32, warp = thread / 32;
+  constexpr int kBase = kFirst / 2;
+  if constexpr (sizeof(T) == 2) {
+    constexpr int kGroups = kN / 8;
+    const uint32_t address = stage + ((lane >> 4) * 8 + (lane & 7)) * 128 +
+                             (((warp * 2 + (lane >> 3 & 1)) ^ (lane & 7)) << 4);
+#pragma unroll
+    for (int j = 0; j < kGroups; j += 2) {  // two groups of 8 pixels x 16 channels
+      constexpr bool kOdd = kGroups % 2;
+      const bool four = !kOdd || j + 1 < kGroups;
+      uint32_t words[4];
+      if (residual)
+        four ? load_matrices<true>(address + j * 1024, words)
+             : load_matrices<false>(address + j * 1024, words);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (j + i / 2 >= kGroups) continue;
+        const float bias = i & 1 ? bias1 : bias0;
+        float lo = acc[kBase + j * 4 + i * 2] + bias, hi = acc[kBase + j * 4 + i * 2 + 1] + bias;
+        if (residual) {
+          const float2 z = unpack(words[i], T{});
+          lo += z.x, hi += z.y;
+        }
+        if (relu) lo = relu_keep_nan(lo), hi = relu_keep_nan(hi);
+        words[i] = pack(lo, hi, T{});
+      }
+      four ? store_matrices<true>(address + j * 1024, words)
+           : store_matrices<false>(address + j * 1024, words);
+    }
+  } else {
+    const int channel = warp % 2 * 16 + lane / 4;  // in its plane of 32
+    const uint32_t plane = stage + warp / 2 * (kN * 128) + channel % 4 * 4;
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = 8 * j + 2 * (lane % 4) + e % 2;
+        const uint32_t address = plane + row * 128 + ((channel / 4 + e / 2 * 2) ^ (row & 7)) * 16;
+        float v = acc[kBase + 4 * j + e] + (e / 2 ? bias1 : bias0);
+        if (residual) {
+          float z;
+          asm volatile("ld.shared.f32 %0, [%1];" : "=f"(z) : "r"(address) : "memory");
+          v += z;
+        }
+        if (relu) v = relu_keep_nan(v);
+        asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
+      }
+  }
+}
+
+}  // namespace cnnkernels::sm90
