@@ -26,6 +26,10 @@ $(VENV)/.built: $(VENV)/.deps $(SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
+# On a machine with an NVIDIA GPU, its own python3 and no network: no .venv is made.
+gpu-check:
+	PYTHON=$(PYTHON) tools/gpu_check.sh $(OUT)
+
 # Build in place with whatever python is there; used while developing.
 dev:
 	$(PYTHON) setup.py build_ext --inplace

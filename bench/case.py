@@ -75,7 +75,8 @@ class Case:
             the others (weights) stay. The result's dimension 0 counts images too.
         flops: floating-point operations of the direct method, 2 per multiply-accumulate.
         read_bytes, write_bytes: what has to move at least, each input and output once.
-        relative_limit: errors of many layers add up: up to twice the baseline's error is right too.
+        slack: errors of many layers add up: so many times the baseline's error is right too (0: no).
+        whole: the result mixes images (a training step): checked at once, by its norm alone.
         exact: the result must equal the reference bit for bit (max-pool).
     """
 
@@ -95,7 +96,8 @@ class Case:
     read_bytes: int = 0
     write_bytes: int = 0
     exact: bool = False
-    relative_limit: bool = False
+    slack: float = 0.0
+    whole: bool = False
     hide_host: bool = True
     fast_algorithms: bool = False  # Winograd or FFT may do fewer operations than counted
     extra: dict = field(default_factory=dict)  # more columns of the row, as they are

@@ -219,3 +219,115 @@ def run(
         names or FAMILIES, plan, where, settings, _json(out, "bench"), print_layers=bool(names)
     )
     finish(record)
+
+
+@bench.command("models")
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL...]", help="Networks, as name or name:variant."),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Comma-separated; by default by size.")] = "",
+    dtype: Annotated[str, typer.Option(help="Comma-separated: bf16,fp16,tf32,fp32.")] = "",
+    layout: Annotated[Layout, typer.Option(help="Of the images.")] = Layout.NHWC,
+    photographs: Annotated[
+        bool, typer.Option("--photographs", help="Real images instead of random numbers.")
+    ] = False,
+    energy: Annotated[bool, typer.Option(help="Joules per image, at least 1 s each.")] = True,
+    compile: Annotated[bool, typer.Option(help="Also torch.compile.")] = False,
+    max_autotune: Annotated[
+        bool, typer.Option("--max-autotune", help="Also torch.compile's max-autotune (slow).")
+    ] = False,
+    device: Device = "auto",
+    quick: Quick = False,
+    seconds: Seconds = None,
+    seed: Seed = None,
+    out: Out = None,
+) -> None:
+    """Networks against every rival (eager in both layouts, torch.compile) over batch sizes."""
+    from .case import DTYPES
+    from .suite import FAMILIES, MORE, Plan, finish, run_networks
+
+    where = _device(device)
+    plan = Plan(
+        dtypes=_list(dtype, "--dtype", DTYPES) or ["fp32" if where.type == "cpu" else "bf16"],
+        layout=layout.value,
+        batches=_sizes(batch, "--batch"),
+        photographs=photographs,
+        layers=False,
+        energy=energy,
+        memory=True,
+        compile_modes=("default",) * compile + ("max-autotune",) * max_autotune,
+        other_layout=True,
+        quick=quick,
+    )
+    settings = _settings(quick, seed, seconds, warm=False)
+    names = names or (FAMILIES if quick else FAMILIES + MORE)
+    finish(run_networks(names, plan, where, settings, _json(out, "models")))
+
+
+@bench.command("train")
+def train(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL...]", help="Networks, as name or name:variant."),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Comma-separated; 64 on a GPU, 4 on a CPU.")] = "",
+    dtype: Annotated[str, typer.Option(help="Comma-separated: bf16,fp16,tf32,fp32.")] = "",
+    layout: Annotated[Layout, typer.Option(help="Of the images.")] = Layout.NHWC,
+    photographs: Annotated[
+        bool, typer.Option("--photographs", help="Real images instead of random numbers.")
+    ] = False,
+    compile: Annotated[bool, typer.Option(help="Also torch.compile.")] = False,
+    device: Device = "auto",
+    quick: Quick = False,
+    seconds: Seconds = None,
+    seed: Seed = None,
+    out: Out = None,
+) -> None:
+    """Training steps: time and peak memory; loss and gradients are checked with fp64."""
+    from . import training
+    from .case import DTYPES
+    from .suite import Plan, finish, run_training
+
+    where = _device(device)
+    plan = Plan(
+        dtypes=_list(dtype, "--dtype", DTYPES) or ["fp32" if where.type == "cpu" else "bf16"],
+        layout=layout.value,
+        batches=_sizes(batch, "--batch") or [training.BATCH[where.type]],
+        photographs=photographs,
+        layers=False,
+        energy=False,
+        memory=True,
+        compile_modes=("default",) if compile else (),
+        quick=quick,
+    )
+    settings = _settings(quick, seed, seconds, warm=False)
+    names = names or (training.QUICK_FAMILIES[where.type] if quick else training.FAMILIES)
+    finish(run_training(names, plan, where, settings, _json(out, "train")))
+
+
+@bench.command("show")
+def show_file(
+    file: Annotated[Path, typer.Argument(help="A JSON that a benchmark wrote.")],
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Only means, losses and rows without a speed.")
+    ] = False,
+) -> None:
+    """Print the tables of a saved benchmark."""
+    from . import record, show, suite
+
+    content = record.load(file)
+    title = f"{file.name}: {show.machine_line(content)}"
+    if content["models"] and not brief:
+        for entry in content["models"]:
+            for layers in entry["layers"]:
+                show.console.print(suite.layers_table(entry, layers))
+        suite.print_summary(content)
+    elif brief:
+        show.console.print(title, style="bold")
+        show.print_verdicts(content["rows"])
+    else:
+        show.print_rows(content["rows"], title)
+    if not content["complete"]:
+        show.console.print("interrupted: some rows are missing", style="bold red")

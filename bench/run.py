@@ -68,21 +68,10 @@ def run_cases(
         try:
             measure_all(cases, record, settings, peaks, suite)
         finally:
-            show.print_rows(record.rows, headline(record))
+            record.save()
+            show.print_rows(record.rows, show.machine_line(record.content))
     finish(record)
     return record
-
-
-def headline(record: Record) -> str:
-    """Machine and versions in one line, above every table."""
-    content = record.content
-    gpu, versions = content["gpu"], content["versions"]
-    machine = content["machine"]
-    where = gpu["name"] if gpu else f"{machine['cpu']}, {machine['threads']} threads"
-    peaks = record.peaks.facts() if record.peaks else {}
-    ceilings = [f"copy {peaks['copy_gbps']} GB/s"] if peaks.get("copy_gbps") else []
-    ceilings += [f"{k} {v} TFLOP/s" for k, v in peaks.get("matmul_tflops", {}).items()]
-    return f"{where} · torch {versions['torch']} · {', '.join(ceilings) or 'ceilings not measured'}"
 
 
 def finish(record: Record) -> None:

@@ -132,6 +132,16 @@ def losses(rows: list[dict]) -> list[str]:
     return lines
 
 
+def machine_line(content: dict) -> str:
+    """Machine, versions and ceilings of a benchmark in one line, above every table."""
+    gpu, machine, peaks = content["gpu"], content["machine"], content["peaks"]
+    where = gpu["name"] if gpu else f"{machine['cpu']}, {machine['threads']} threads"
+    ceilings = [f"copy {peaks['copy_gbps']} GB/s"] if peaks.get("copy_gbps") else []
+    ceilings += [f"{k} {v} TFLOP/s" for k, v in peaks.get("matmul_tflops", {}).items()]
+    torch_version = content["versions"]["torch"]
+    return f"{where} · torch {torch_version} · {', '.join(ceilings) or 'ceilings not measured'}"
+
+
 def print_rows(rows: list[dict], title: str) -> None:
     """Table, geometric means, losses and refusals."""
     if not rows:

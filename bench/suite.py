@@ -10,11 +10,11 @@ import torch
 from rich.text import Text
 
 from .. import models
-from . import energy, layerwise, memory, networks, show
+from . import energy, layerwise, memory, networks, show, training
 from .measure import Settings, measure
 from .peaks import Peaks
 from .record import Record
-from .run import finish, headline, progress_bar
+from .run import finish, progress_bar
 
 # The classic families, in order of appearance; what `bench` measures when nothing is named.
 FAMILIES = ("lenet5", "alexnet", "zfnet", "vgg16", "googlenet", "resnet18", "resnet50")
@@ -77,15 +77,7 @@ def _extras(case, row: dict, plan: Plan) -> None:
 def _measure_network(name, plan, device, settings, peaks, record, progress, task) -> None:
     progress.update(task, description=f"{name}: building")
     network = networks.build(name, plan.photographs)
-    entry = {
-        "model": network.name,
-        "variant": network.variant,
-        "parameters": network.parameters,
-        "flops": network.flops,
-        "images": network.source,
-        "input": list(network.pool.shape[1:]),
-        "layers": [],
-    }
+    entry = network.facts()
     record.add_model(entry)
     for dtype in plan.dtypes:
         batches = _batches(plan, network, device)
@@ -139,7 +131,47 @@ def run_networks(
                 for entry in record.content["models"]:
                     for layers in entry["layers"]:
                         show.console.print(layers_table(entry, layers))
-            print_summary(record)
+            record.save()
+            print_summary(record.content)
+    return record
+
+
+def run_training(
+    names: Sequence[str],
+    plan: Plan,
+    device: torch.device,
+    settings: Settings,
+    path: Path | None,
+) -> Record:
+    """Measure training steps, save, print; exits as :func:`run_networks`."""
+    names = check_names(names)
+    peaks = Peaks(device)
+    record = Record(path, device, settings)
+    record.peaks = peaks
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    with record:
+        try:
+            with progress_bar() as progress:
+                task = progress.add_task("training steps", total=len(names))
+                for name in names:
+                    network = networks.build(name, plan.photographs)
+                    record.add_model(network.facts())
+                    for dtype in plan.dtypes:
+                        for batch in plan.batches:
+                            case = training.make_case(
+                                network, batch, dtype, plan.layout, device, plan.compile_modes
+                            )
+                            progress.update(task, description=case.name)
+                            rows = measure(case, settings, peaks)
+                            for row in rows:
+                                if row["status"] == "ok":
+                                    _extras(case, row, plan)
+                            record.add(rows)
+                    progress.advance(task)
+        finally:
+            record.save()
+            print_summary(record.content)
     return record
 
 
@@ -187,11 +219,11 @@ def layers_table(entry: dict, layers: dict):
     return table
 
 
-def print_summary(record: Record) -> None:
+def print_summary(content: dict) -> None:
     """One line per network, batch and implementation of ours."""
-    parameters = {(m["model"], m["variant"]): m for m in record.content["models"]}
-    precisions = sorted({f"{row['dtype']} {row['layout']}" for row in record.rows})
-    table = show.new_table(f"{headline(record)} · {', '.join(precisions)}")
+    parameters = {(m["model"], m["variant"]): m for m in content["models"]}
+    precisions = sorted({f"{row['dtype']} {row['layout']}" for row in content["rows"]})
+    table = show.new_table(f"{show.machine_line(content)} · {', '.join(precisions)}")
     for name in ("network", "batch", "implementation"):
         table.add_column(name, no_wrap=True)
     for name in (
@@ -199,7 +231,7 @@ def print_summary(record: Record) -> None:
         "vs best", "MB peak", "J/image", "error",
     ):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
-    for row in record.rows:
+    for row in content["rows"]:
         entry = parameters[row["model"], row["variant"]]
         head = (
             row["model"] + (f":{row['variant']}" if row["variant"] != "paper" else ""),
@@ -212,7 +244,7 @@ def print_summary(record: Record) -> None:
             table.add_row(*head, Text(row["status"].upper(), style="red"))  # the reason: below
             continue
         us = row["cold"]["median_us"]
-        rival = show.best_rival(row, record.rows) if row["ours"] else None
+        rival = show.best_rival(row, content["rows"]) if row["ours"] else None
         peak, used = row.get("peak_bytes"), row.get("energy")
         table.add_row(
             *head,
@@ -227,7 +259,7 @@ def print_summary(record: Record) -> None:
             f"{row['check']['error']:.1e}",
         )
     show.console.print(table)
-    show.print_verdicts(record.rows)
+    show.print_verdicts(content["rows"])
 
 
-__all__ = ["FAMILIES", "MORE", "Plan", "finish", "print_summary", "run_networks"]
+__all__ = ["FAMILIES", "MORE", "Plan", "finish", "print_summary", "run_networks", "run_training"]
