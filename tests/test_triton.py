@@ -56,7 +56,7 @@ def test_local_response_norm(layout, relu, device):
     for dtype in dtypes(device):
         x = tensor(2, 7, 5, 3, dtype=dtype, device=device, layout=layout) * 8
         for size, alpha, beta, k in [(5, 1e-2, 0.75, 1.0), (4, 0.5, 0.5, 2.0), (1, 1.0, 0.0, 0.0)]:
-            out = local_response_norm(x, size, alpha, beta, k, relu)
+            out = local_response_norm(x, None, size, alpha, beta, k, relu)
             exact = oracles.local_response_norm(
                 oracles.relu(x) if relu else x, size, alpha, beta, k
             )

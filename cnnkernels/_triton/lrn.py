@@ -14,9 +14,10 @@ import triton.language as tl
 @triton.jit
 def lrn_kernel(
     x_ptr,  # dense [N, C, H, W] in any order
-    out_ptr,  # the same geometry
+    bias_ptr,  # [C]
+    out_ptr,  # x's geometry
     numel, C, channel_stride, scale, beta, k,
-    SIZE: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
+    SIZE: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if numel < 2**31:
@@ -24,6 +25,8 @@ def lrn_kernel(
     inside = i < numel
     c = (i // channel_stride) % C
     x = tl.load(x_ptr + i, mask=inside).to(tl.float32)
+    if BIAS:
+        x += tl.load(bias_ptr + c, mask=inside).to(tl.float32)
     if RELU:
         x = tl.where(x <= 0, 0.0, x)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -31,6 +34,8 @@ def lrn_kernel(
         d = j - SIZE // 2
         valid = inside & (c + d >= 0) & (c + d < C)
         v = tl.load(x_ptr + i + d * channel_stride, mask=valid, other=0.0).to(tl.float32)
+        if BIAS:
+            v += tl.load(bias_ptr + c + d, mask=valid, other=0.0).to(tl.float32)
         if RELU:
             v = tl.where(v <= 0, 0.0, v)
         total += v * v
@@ -41,6 +46,7 @@ def lrn_kernel(
 
 def local_response_norm(
     x: torch.Tensor,  # [N, C, H, W], contiguous or channels_last
+    bias: torch.Tensor | None,  # [C], added to x first
     size: int,
     alpha: float,
     beta: float,
@@ -56,7 +62,7 @@ def local_response_norm(
     if numel:
         stride = x.stride(1) if x.shape[1] > 1 else 1
         lrn_kernel[(triton.cdiv(numel, block),)](
-            x, out, numel, x.shape[1], stride, alpha / size, float(beta), float(k),
-            SIZE=size, RELU=relu, BLOCK=block, num_warps=num_warps,
+            x, x if bias is None else bias, out, numel, x.shape[1], stride,
+            alpha / size, float(beta), float(k), SIZE=size, BIAS=bias is not None, RELU=relu, BLOCK=block, num_warps=num_warps,
         )  # fmt: skip
     return out

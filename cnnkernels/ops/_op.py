@@ -166,6 +166,8 @@ class Op:
                 continue
             if not impl.default:
                 rejected[impl.name] = "not verified on this hardware yet; force it with use()"
+            elif impl.name == "triton" and args[0].device.type != "cuda":
+                rejected["triton"] = "off the GPU it is Triton's interpreter: only when forced"
             elif usable(impl.name):
                 return self._decide(impl.name, "rule", rejected, args)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
