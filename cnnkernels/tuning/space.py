@@ -48,8 +48,9 @@ def power_of_two(value: int, low: int, high: int) -> int:
     return min(max(1 << max(value - 1, 0).bit_length(), low), high)
 
 
-def pointer_configs(conv: Conv) -> list[dict]:
+def pointer_configs(conv: Conv, capability: int = 80) -> list[dict]:
     """Tiles of the pointer kernel. FLAT where the channels of a group don't fill a chunk."""
+    limit = SMEM_LIMIT.get(capability, SMEM_LIMIT[90])
     cg, kg = conv.c // conv.groups, conv.k // conv.groups
     flat = cg < 16
     reduction = cg * conv.r * conv.s if flat else cg
@@ -68,7 +69,7 @@ def pointer_configs(conv: Conv) -> list[dict]:
     for m, n, warps in tiles:
         for stages in (3, 4):
             step = (m + n) * block_k * conv.element_size
-            if step * stages <= SMEM_LIMIT[90] - 4096:
+            if step * stages <= limit - 4096:
                 configs.append(
                     {"kind": "pointer", "block_m": m, "block_n": n, "block_k": block_k,
                      "flat": flat, "num_warps": warps, "num_stages": stages}
@@ -76,6 +77,115 @@ def pointer_configs(conv: Conv) -> list[dict]:
     return list({tuple(c.items()): c for c in configs}.values())
 
 
-def conv_configs(conv: Conv, capability: int = 90) -> Sequence[dict]:
-    """Every candidate for this convolution on sm_<capability>; the first is the untuned default."""
-    return pointer_configs(conv)
+# (pixels, channels, warps) of the descriptor kernels' tiles.
+TILES = [
+    (128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (256, 64, 8), (128, 64, 4),
+    (64, 256, 4), (64, 128, 4), (64, 64, 4), (128, 32, 4), (128, 16, 4), (64, 32, 4), (64, 16, 4),
+]  # fmt: skip
+
+
+def boxes(n: int, p: int, q: int, pixels: int) -> list[tuple[float, tuple[int, int, int]]]:
+    """Boxes of ``pixels`` output pixels as (share of useful pixels, [n, p, q]), best first; of
+    equals the widest, then the highest."""
+    found = []
+    for bw in _powers(pixels):
+        for bh in _powers(pixels // bw):
+            bn = pixels // bw // bh
+            covered = _round_up(n, bn) * _round_up(p, bh) * _round_up(q, bw)
+            found.append((n * p * q / covered, (bn, bh, bw)))
+    return sorted(found, key=lambda item: (-item[0], -item[1][2], -item[1][1]))
+
+
+def _powers(limit: int) -> list[int]:
+    return [1 << i for i in range(limit.bit_length()) if limit % (1 << i) == 0]
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def descriptor_kind(conv: Conv, tf32: bool = False) -> str | None:
+    """Which descriptor kernel takes this convolution: "matrix", "taps", "stem" or None."""
+    sixteen = 16 // conv.element_size
+    if not conv.nhwc or conv.groups != 1 or conv.k % sixteen:
+        return None
+    if conv.element_size != 2 and not tf32:
+        return None  # IEEE float32 has no tensor cores
+    if conv.c < sixteen:
+        return "stem" if conv.dilation == (1, 1) and max(conv.stride) <= 4 else None
+    if conv.c % sixteen:
+        return None
+    if conv.r == conv.s == 1 and conv.padding == (0, 0):
+        return "matrix" if conv.stride == (1, 1) else "taps"
+    if conv.stride == (1, 1):
+        return "taps"
+    # A partial chunk of the 5-D view would read the neighbouring pixel's channels.
+    even = conv.h % 2 == conv.w % 2 == 0 and conv.c % 16 == 0
+    return "taps" if conv.stride == (2, 2) and even else None
+
+
+def _reduction(conv: Conv, kind: str) -> tuple[int, int]:
+    """(taps, channels) of the descriptor kernel's sum."""
+    if kind != "stem":
+        return conv.r * conv.s, conv.c
+    sixteen = 16 // conv.element_size
+    cell = _round_up(conv.stride[0] * conv.stride[1] * conv.c, sixteen)
+    return -(-conv.r // conv.stride[0]), -(-conv.s // conv.stride[1]) * cell
+
+
+def descriptor_configs(conv: Conv, capability: int, multiprocessors: int, tf32: bool) -> list[dict]:
+    """Tiles of the descriptor kernels that fit in shared memory, the cheapest by estimate first."""
+    kind = descriptor_kind(conv, tf32)
+    if kind is None:
+        return []
+    taps, channels = _reduction(conv, kind)
+    strided = kind == "taps" and conv.stride == (2, 2) and conv.r * conv.s > 1
+    limit = SMEM_LIMIT.get(capability, SMEM_LIMIT[90])
+    widest = 128 // conv.element_size  # a swizzle atom
+    depths = {min(widest, power_of_two(channels, 16, widest))}
+    if channels % widest and channels > widest // 2:
+        depths.add(widest // 2)
+    if strided:
+        depths = {next(d for d in (64, 32, 16) if d <= widest and channels % d == 0)}
+    found = []
+    for pixels, block_n, warps in TILES:
+        if block_n > power_of_two(conv.k, 16, 256) or pixels > power_of_two(conv.pixels, 64, 256):
+            continue
+        if kind == "matrix":
+            shapes = [(conv.pixels / _round_up(conv.pixels, pixels), (1, 1, pixels))]
+        else:
+            shapes = boxes(conv.n, conv.p, conv.q, pixels)[:1]
+        for useful, box in shapes:
+            for block_k in depths:
+                stage = (pixels + block_n) * block_k * conv.element_size
+                staging = pixels * block_n * conv.element_size
+                split = 2 if block_n == 256 else 1
+                # The pipeline, and one buffer each for the residual and the stored tile.
+                stages = min((limit - 2048 - 2 * staging // split) // stage, 4)
+                if stages < 2:
+                    continue
+                tiles = conv.pixels / useful / pixels * -(-conv.k // block_n)
+                blocks = max(min(limit // (stage * stages), 64 // (4 * warps)), 1)
+                clocks = taps * channels * max(pixels * block_n / 2048, (pixels + block_n) / 24)
+                clocks += staging / 16 + 2000
+                cost = -(-tiles // (multiprocessors * blocks)) * blocks * clocks
+                config = {
+                    "kind": kind, "box": list(box), "block_n": block_n, "block_k": block_k,
+                    "split": split, "num_warps": warps, "num_stages": stages,
+                }  # fmt: skip
+                found.append((cost, config | {"programs": 0, "flatten": False}))
+                persistent = {"programs": multiprocessors, "flatten": True}
+                if tiles > multiprocessors and pixels * block_n >= 128 * 128:
+                    found.append((cost * 0.99, config | persistent | {"num_stages": min(stages, 3)}))
+    return [config for _, config in sorted(found, key=lambda item: item[0])]
+
+
+def conv_configs(
+    conv: Conv, capability: int = 90, multiprocessors: int = 132, *, tf32: bool = False
+) -> list[dict]:
+    """Every Triton config for this convolution on a GPU of this compute capability and number of
+    multiprocessors; the first is the untuned default. ``tf32``: float32 runs in TF32."""
+    found = []
+    if capability >= 90:  # without TMA, descriptors are slower than computed addresses
+        found = descriptor_configs(conv, capability, multiprocessors, tf32)
+    return found + pointer_configs(conv, capability)
