@@ -74,11 +74,76 @@ def test_global_avg_pool(layout, device):
             compare.assert_close(global_avg_pool2d(x), exact, torch_out=F.adaptive_avg_pool2d(x, 1))
 
 
-def conv_of(x, weight, stride, padding, groups=1):
+# n, c, h, w, k, r, s, stride, padding, dilation: one per way the descriptor kernels read
+READS = {
+    "matrix": (2, 32, 8, 8, 40, 1, 1, (1, 1), (0, 0), (1, 1)),
+    "every second pixel": (2, 32, 9, 8, 40, 1, 1, (2, 2), (0, 0), (1, 1)),
+    "shifted boxes": (2, 24, 9, 7, 32, 3, 3, (1, 1), (1, 1), (1, 1)),
+    "dilated": (1, 16, 9, 9, 24, 3, 2, (1, 1), (2, 0), (2, 1)),
+    "two chunks": (1, 96, 8, 8, 24, 3, 3, (1, 1), (1, 1), (1, 1)),
+    "parities": (3, 16, 8, 10, 24, 3, 3, (2, 2), (1, 1), (1, 1)),
+    "parities, 80 channels": (1, 80, 8, 8, 96, 3, 3, (2, 2), (1, 1), (1, 1)),
+    "stem 7x7/2": (2, 3, 20, 22, 16, 7, 7, (2, 2), (3, 3), (1, 1)),
+    "stem 11x11/4": (2, 3, 37, 33, 16, 11, 11, (4, 4), (0, 0), (1, 1)),
+    "stem 3x3": (2, 3, 9, 8, 16, 3, 3, (1, 1), (1, 1), (1, 1)),
+}
+
+
+def conv_of(x, weight, stride, padding, dilation=(1, 1), groups=1):
     return space.Conv(
-        *x.shape, weight.shape[0], *weight.shape[2:], stride, padding, (1, 1), groups,
+        *x.shape, weight.shape[0], *weight.shape[2:], stride, padding, dilation, groups,
         not x.is_contiguous(), x.element_size(),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_conv_with_descriptors(read, device):
+    n, c, h, w, k, r, s, *geometry = read
+    for dtype in dtypes(device):
+        tf32 = dtype == torch.float32 and device == "cuda"
+        x = tensor(n, c, h, w, dtype=dtype, device=device, layout=torch.channels_last)
+        weight = (torch.randn(k, c, r, s) / (c * r * s) ** 0.5).to(device, dtype)
+        bias = torch.randn(k).to(device, dtype)
+        exact = oracles.conv2d(x, weight, bias, *geometry)
+        residual = tensor(*exact.shape, dtype=dtype, device=device, layout=torch.channels_last)
+        exact = oracles.relu(exact + residual.double())
+        torch.backends.cudnn.allow_tf32 = tf32
+        plain = (F.conv2d(x, weight, bias, *geometry) + residual).relu()
+        # Two multiprocessors, so that programs walk over several tiles.
+        configs = space.descriptor_configs(conv_of(x, weight, *geometry), 90, 2, True)
+        assert configs, "no descriptor config for a shape that is here for one"
+        for config in configs:
+            out = conv2d(
+                x, weight, bias, residual, *geometry, 1, True,
+                config=config, precision="tf32" if tf32 else "ieee",
+                out=torch.full_like(residual, torch.nan),
+            )  # fmt: skip
+            compare.assert_close(out, exact, torch_out=plain)
+
+
+def test_what_descriptors_cannot_take():
+    geometry = dict(n=2, c=32, h=9, w=9, k=32, r=3, s=3, stride=(1, 1), padding=(1, 1),
+                    dilation=(1, 1), groups=1, nhwc=True, element_size=2)  # fmt: skip
+    assert space.descriptor_kind(space.Conv(**geometry)) == "taps"
+    for change in [
+        {"nhwc": False}, {"groups": 2}, {"c": 28}, {"k": 12}, {"element_size": 4},
+        {"stride": (2, 2)}, {"stride": (3, 3)}, {"c": 3, "dilation": (2, 2)},
+        {"r": 1, "s": 1, "stride": (2, 2)},
+    ]:  # fmt: skip
+        conv = space.Conv(**(geometry | change))
+        assert space.descriptor_kind(conv) is None, change
+        assert {c["kind"] for c in space.conv_configs(conv)} == {"pointer"}
+
+
+@pytest.mark.parametrize("size", [(64, 56, 56), (64, 28, 28), (64, 14, 14), (64, 7, 7), (1, 5, 9)])
+def test_boxes_cover_exactly_where_they_can(size):
+    for pixels in (64, 128, 256):
+        found = space.boxes(*size, pixels)
+        assert all(a * b * c == pixels for _, (a, b, c) in found)
+        assert len(set(found)) == len(found)
+        if all(s % 2 == 0 for s in size[1:]) and size[0] == 64 and pixels <= 256:
+            assert found[0][0] == 1.0
 
 
 @pytest.mark.parametrize("device", DEVICES)

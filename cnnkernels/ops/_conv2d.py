@@ -272,9 +272,8 @@ def _triton_conv2d(x, weight, bias, residual, stride, padding, dilation, groups,
     if config is None:
         config = triton_configs(conv, x.device, tf32)[0]
     if config["kind"] != "pointer":
-        given = [t for t in (x, residual) if t is not None]
-        if config["kind"] == "stem":
-            given.remove(x)  # it is rearranged first
+        given = [] if config["kind"] == "stem" else [x]  # a stem rearranges x first
+        given += [] if residual is None else [residual]
         if _triton.descriptor_why_not(*given) is not None:  # a view at an odd offset
             config = space.pointer_configs(conv)[0]
     return _triton.conv2d(

@@ -126,7 +126,7 @@ def _chain(x, weight, bias, stride, padding, dilation, groups, *pool):
     y = torch.ops.cnnkernels.conv2d_relu(x, weight, bias, stride, padding, dilation, groups)
     if x.shape[0] == 0:
         return _conv2d.empty(x, _pooled(y.shape, *pairs, ceil_mode))
-    return _args.in_format_of(F.max_pool2d(y, *pairs, ceil_mode), y)
+    return torch.ops.cnnkernels.max_pool2d(y, *pairs, ceil_mode)
 
 
 def _chain_fake(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 SMEM_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}  # bytes a block may have
@@ -176,7 +175,9 @@ def descriptor_configs(conv: Conv, capability: int, multiprocessors: int, tf32: 
                 found.append((cost, config | {"programs": 0, "flatten": False}))
                 persistent = {"programs": multiprocessors, "flatten": True}
                 if tiles > multiprocessors and pixels * block_n >= 128 * 128:
-                    found.append((cost * 0.99, config | persistent | {"num_stages": min(stages, 3)}))
+                    found.append(
+                        (cost * 0.99, config | persistent | {"num_stages": min(stages, 3)})
+                    )
     return [config for _, config in sorted(found, key=lambda item: item[0])]
 
 

@@ -1,0 +1,54 @@
+"""The Triton kernels compile for sm_80 and sm_90 without a GPU, to the instructions they are
+written for, and every config of the config space fits in shared memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnnkernels.tuning import space
+
+pytest.importorskip("triton")
+
+
+def built(what: str, capability: int) -> list[dict]:
+    """Run triton_build.py; a separate process, because ours has the interpreter on."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("triton_build.py")), what, str(capability)],
+        env=env, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert kernels
+    return kernels
+
+
+def test_descriptor_kernels_use_tma_and_wgmma_and_fit():
+    kernels = built("descriptors", 90)
+    assert {k["config"]["kind"] for k in kernels} == {"matrix", "taps", "stem"}
+    for kernel in kernels:
+        assert kernel["wgmma"] >= 1 and kernel["mma"] == 0, kernel
+        assert kernel["tma_loads"] >= 2 and kernel["tma_stores"] >= 1, kernel
+        assert kernel["shared"] <= space.SMEM_LIMIT[90], kernel
+        assert kernel["spills"] == 0, kernel
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_pointer_kernels_use_tensor_cores_and_fit(capability):
+    for kernel in built("pointers", capability):
+        assert kernel["shared"] <= space.SMEM_LIMIT[capability], kernel
+        if kernel["dtype"] != "fp32":
+            assert kernel["mma" if capability == 80 else "wgmma"] >= 1, kernel
+        if kernel["dtype"] == "bf16":
+            assert kernel["async_loads"] >= 1, kernel  # 16-byte copies to shared memory
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_other_kernels_compile(capability):
+    assert len(built("others", capability)) == 5

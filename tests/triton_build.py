@@ -1,0 +1,158 @@
+"""Compiles the Triton kernels for a GPU that need not be here; run by test_triton_compile.py in a
+process without Triton's interpreter. Prints one JSON object per kernel."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from cnnkernels._triton import (
+    add_relu,
+    conv2d_descriptor,
+    conv2d_pointer,
+    conv2d_stem,
+    global_avg_pool2d,
+    lrn,
+    max_pool2d,
+)
+from cnnkernels.tuning import space
+
+# The layers that the config space is checked on: n, c, h, w, k, r, s, stride, padding.
+LAYERS = [
+    (64, 64, 56, 56, 64, 1, 1, 1, 0),
+    (64, 256, 14, 14, 1024, 1, 1, 1, 0),
+    (64, 256, 56, 56, 512, 1, 1, 2, 0),
+    (64, 64, 56, 56, 64, 3, 3, 1, 1),
+    (64, 512, 28, 28, 512, 3, 3, 1, 1),
+    (64, 96, 28, 28, 128, 3, 3, 1, 1),
+    (64, 16, 28, 28, 32, 5, 5, 1, 2),
+    (64, 128, 56, 56, 128, 3, 3, 2, 1),
+    (64, 3, 224, 224, 64, 7, 7, 2, 3),
+    (64, 3, 227, 227, 96, 11, 11, 4, 0),
+    (1, 512, 7, 7, 512, 3, 3, 1, 1),
+]
+
+
+def build(fn, signature: dict, constants: dict, capability: int, **options) -> dict:
+    """Compile one @triton.jit function; pointers and strides are taken to be aligned to 16."""
+    types = {n: "constexpr" if n in constants else signature.get(n, "i32") for n in fn.arg_names}
+    strides = {"xn", "xh", "xw", "wk", "wr", "ws", "rn", "rp", "rq", "on", "op", "oq"}
+    aligned = [i for i, n in enumerate(fn.arg_names) if types[n][0] == "*" or n in strides]
+    source = ASTSource(
+        fn, types, constexprs=constants, attrs={(i,): [["tt.divisibility", 16]] for i in aligned}
+    )
+    kernel = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = kernel.asm["ptx"]
+    return {
+        "kernel": fn.__name__, "capability": capability, "shared": kernel.metadata.shared,
+        "wgmma": ptx.count("wgmma.mma_async"), "mma": ptx.count("mma.sync"),
+        "tma_loads": ptx.count("cp.async.bulk.tensor") - ptx.count(".global.shared::cta"),
+        "tma_stores": ptx.count(".global.shared::cta"), "async_loads": ptx.count("cp.async.cg"),
+        "spills": ptx.count(".local"),
+    }  # fmt: skip
+
+
+def pointers(dtype: str) -> dict:
+    return {f"{name}_ptr": f"*{dtype}" for name in ("x", "w", "bias", "res", "out")}
+
+
+def descriptor(conv: space.Conv, config: dict, capability: int, dtype: str = "bf16") -> dict:
+    """The kernel as conv2d_descriptor() launches it for this layer and config."""
+    box, n, k = config["box"], config["block_n"], config["block_k"]
+    taps, channels = space._reduction(conv, config["kind"])
+    stem = config["kind"] == "stem"
+    by_two = not stem and conv.stride == (2, 2) and conv.r > 1
+    out_box = [*box, n // config["split"]]
+    blocks = {"x": [*box[:2], 1, box[2], k] if by_two else [*box, k], "w": [n, 1, k],
+              "res": out_box, "out": out_box}  # fmt: skip
+    signature = {name: f"tensordesc<{dtype}{block}>" for name, block in blocks.items()}
+    constants = {
+        "C": channels, "R": taps if stem else conv.r, "S": 1 if stem else conv.s,
+        "PAD_H": conv.padding[0], "PAD_W": conv.padding[1], "DIL_H": 1, "DIL_W": 1,
+        "BY_TWO": by_two, "HAS_BIAS": True, "HAS_RES": True, "RELU": True, "PRECISION": "tf32",
+        "BOX_N": box[0], "BOX_H": box[1], "BOX_W": box[2], "BN": n, "BK": k,
+        "SPLIT": config["split"], "FLATTEN": config["flatten"],
+    }  # fmt: skip
+    options = {name: config[name] for name in ("num_warps", "num_stages")}
+    kernel = conv2d_descriptor.conv2d_descriptor_kernel
+    built = build(kernel, signature | pointers(dtype), constants, capability, **options)
+    return built | {"config": config, "layer": [conv.n, conv.c, conv.h, conv.k, conv.r]}
+
+
+def pointer(conv: space.Conv, config: dict, capability: int, dtype: str, nchw: bool) -> dict:
+    """The kernel as conv2d_pointer() launches it for this layer and config."""
+    constants = {
+        "CG": conv.c // conv.groups, "R": conv.r, "S": conv.s, "STRIDE_H": conv.stride[0],
+        "STRIDE_W": conv.stride[1], "PAD_H": conv.padding[0], "PAD_W": conv.padding[1],
+        "DIL_H": 1, "DIL_W": 1, "HAS_BIAS": True, "HAS_RES": True, "RELU": True,
+        "PRECISION": "ieee", "FLAT": config["flat"], "NCHW": nchw, "WIDE": False,
+        "ALIGN": 1 if nchw else 8, "BM": config["block_m"], "BN": config["block_n"],
+        "BK": config["block_k"],
+    }  # fmt: skip
+    ones = ("xw", "ws", "oq", "rq") if nchw else ("xc", "wc", "ok", "rk")
+    options = {name: config[name] for name in ("num_warps", "num_stages")}
+    built = build(
+        conv2d_pointer.conv2d_pointer_kernel, pointers(dtype),
+        constants | dict.fromkeys(ones, 1), capability, **options,
+    )  # fmt: skip
+    return built | {"config": config, "nchw": nchw, "dtype": dtype}
+
+
+def layers():
+    for n, c, h, w, k, r, s, stride, padding in LAYERS:
+        yield space.Conv(
+            n, c, h, w, k, r, s, (stride, stride), (padding, padding), (1, 1), 1, True, 2
+        )
+
+
+def all_descriptors():
+    """Every config of every layer, a kernel once: few differ in more than their sizes."""
+    seen = set()
+    for conv in layers():
+        for config in space.descriptor_configs(conv, 90, 132, False):
+            key = json.dumps([config, space._reduction(conv, config["kind"])])
+            if key not in seen:
+                seen.add(key)
+                yield descriptor(conv, config, 90)
+
+
+def all_pointers(capability: int):
+    conv = next(layers())
+    for config in space.pointer_configs(conv, capability):
+        yield pointer(conv, config, capability, "bf16", nchw=False)
+    config = space.pointer_configs(conv, capability)[0]
+    yield pointer(conv, config, capability, "fp16", nchw=True)
+    yield pointer(conv, config | {"block_k": 32}, capability, "fp32", nchw=False)
+
+
+def the_others(capability: int):
+    x = {"x_ptr": "*bf16", "out_ptr": "*bf16", "input_ptr": "*bf16", "residual_ptr": "*bf16",
+         "w_ptr": "*bf16", "x_out_ptr": "*bf16", "w_out_ptr": "*bf16",
+         "scale": "fp32", "beta": "fp32", "k": "fp32"}  # fmt: skip
+    pool = {"R": 3, "S": 3, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 1, "PAD_W": 1, "DIL_H": 1,
+            "DIL_W": 1, "NHWC": True, "RELU": True, "BLOCK": 1024}  # fmt: skip
+    stem = {"C": 3, "CP": 16, "R": 7, "S": 7, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 3, "PAD_W": 3,
+            "BLOCK": 1024}  # fmt: skip
+    average = {"ROWS_FAST": True, "BLOCK_R": 64, "BLOCK_P": 16}
+    for fn, constants in [
+        (add_relu.add_relu_kernel, {"BLOCK": 1024}),
+        (max_pool2d.max_pool2d_kernel, pool),
+        (lrn.lrn_kernel, {"SIZE": 5, "RELU": True, "BLOCK": 1024}),
+        (global_avg_pool2d.global_avg_pool2d_kernel, average),
+        (conv2d_stem.stem_prepare_kernel, stem),
+    ]:
+        yield build(fn, x, constants, capability)
+
+
+if __name__ == "__main__":
+    what, capability = sys.argv[1], int(sys.argv[2])
+    kernels = {"descriptors": lambda _: all_descriptors(), "pointers": all_pointers,
+               "others": the_others}  # fmt: skip
+    for kernel in kernels[what](capability):
+        print(json.dumps(kernel), flush=True)
