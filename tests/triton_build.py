@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -43,7 +44,10 @@ def build(fn, signature: dict, constants: dict, capability: int, **options) -> d
     """Compile one @triton.jit function; pointers and strides are taken to be aligned to 16."""
     types = {n: "constexpr" if n in constants else signature.get(n, "i32") for n in fn.arg_names}
     strides = {"xn", "xh", "xw", "wk", "wr", "ws", "rn", "rp", "rq", "on", "op", "oq"}
-    aligned = [i for i, n in enumerate(fn.arg_names) if types[n][0] == "*" or n in strides]
+    aligned = [
+        i for i, n in enumerate(fn.arg_names)
+        if types[n][0] == "*" or (n in strides and n not in constants)
+    ]  # fmt: skip
     source = ASTSource(
         fn, types, constexprs=constants, attrs={(i,): [["tt.divisibility", 16]] for i in aligned}
     )
@@ -123,27 +127,29 @@ def all_descriptors():
 
 
 def all_pointers(capability: int):
-    conv = next(layers())
+    conv = list(layers())[4]
     for config in space.pointer_configs(conv, capability):
         yield pointer(conv, config, capability, "bf16", nchw=False)
     config = space.pointer_configs(conv, capability)[0]
     yield pointer(conv, config, capability, "fp16", nchw=True)
-    yield pointer(conv, config | {"block_k": 32}, capability, "fp32", nchw=False)
+    conv = replace(conv, element_size=4)
+    config = space.pointer_configs(conv, capability)[0]
+    yield pointer(conv, config, capability, "fp32", nchw=False)
 
 
 def the_others(capability: int):
     x = {"x_ptr": "*bf16", "out_ptr": "*bf16", "input_ptr": "*bf16", "residual_ptr": "*bf16",
-         "w_ptr": "*bf16", "x_out_ptr": "*bf16", "w_out_ptr": "*bf16",
+         "w_ptr": "*bf16", "bias_ptr": "*bf16", "x_out_ptr": "*bf16", "w_out_ptr": "*bf16",
          "scale": "fp32", "beta": "fp32", "k": "fp32"}  # fmt: skip
     pool = {"R": 3, "S": 3, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 1, "PAD_W": 1, "DIL_H": 1,
-            "DIL_W": 1, "NHWC": True, "RELU": True, "BLOCK": 1024}  # fmt: skip
+            "DIL_W": 1, "NHWC": True, "RELU": True, "WIDE": False, "BLOCK": 1024}  # fmt: skip
     stem = {"C": 3, "CP": 16, "R": 7, "S": 7, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 3, "PAD_W": 3,
-            "BLOCK": 1024}  # fmt: skip
+            "WIDE": False, "BLOCK": 1024}  # fmt: skip
     average = {"ROWS_FAST": True, "BLOCK_R": 64, "BLOCK_P": 16}
     for fn, constants in [
         (add_relu.add_relu_kernel, {"BLOCK": 1024}),
         (max_pool2d.max_pool2d_kernel, pool),
-        (lrn.lrn_kernel, {"SIZE": 5, "RELU": True, "BLOCK": 1024}),
+        (lrn.lrn_kernel, {"SIZE": 5, "BIAS": False, "RELU": True, "WIDE": False, "BLOCK": 1024}),
         (global_avg_pool2d.global_avg_pool2d_kernel, average),
         (conv2d_stem.stem_prepare_kernel, stem),
     ]:

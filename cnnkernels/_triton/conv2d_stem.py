@@ -25,12 +25,11 @@ def stem_prepare_kernel(
     xn, xc, xh, xw, wk, wc, wr, ws,  # strides
     C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if tl.program_id(0) < x_blocks:  # the image
-        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        if x_numel < 2**31:
-            i = i.to(tl.int32)
+        start = tl.program_id(0).to(tl.int64) if WIDE else tl.program_id(0)
+        i = start * BLOCK + tl.arange(0, BLOCK)
         part, rest = i % CP, i // CP
         wp, rest = rest % WP, rest // WP
         hp, n = rest % HP, rest // HP
@@ -83,7 +82,8 @@ def conv2d_stem(
         x, weight, cells, packed, cells.numel(), packed.numel(), x_blocks, h, w, hp, wp,
         *x.stride(), *weight.stride(),
         C=c, CP=cp, R=r, S=s, STRIDE_H=stride[0], STRIDE_W=stride[1],
-        PAD_H=padding[0], PAD_W=padding[1], BLOCK=block,
+        PAD_H=padding[0], PAD_W=padding[1],
+        WIDE=cells.numel() >= 2**31 - block, BLOCK=block,
     )  # fmt: skip
     row = [n, hp, q, s2 * cp], [hp * wp * cp, wp * cp, cp, 1]  # overlapping pixels
     conv2d_descriptor(

@@ -17,11 +17,11 @@ def lrn_kernel(
     bias_ptr,  # [C]
     out_ptr,  # x's geometry
     numel, C, channel_stride, scale, beta, k,
-    SIZE: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
+    SIZE: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    if numel < 2**31:
-        i = i.to(tl.int32)
+    block = tl.program_id(0).to(tl.int64) if WIDE else tl.program_id(0)
+    i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     c = (i // channel_stride) % C
     x = tl.load(x_ptr + i, mask=inside).to(tl.float32)
@@ -63,6 +63,7 @@ def local_response_norm(
         stride = x.stride(1) if x.shape[1] > 1 else 1
         lrn_kernel[(triton.cdiv(numel, block),)](
             x, x if bias is None else bias, out, numel, x.shape[1], stride,
-            alpha / size, float(beta), float(k), SIZE=size, BIAS=bias is not None, RELU=relu, BLOCK=block, num_warps=num_warps,
+            alpha / size, float(beta), float(k), SIZE=size, BIAS=bias is not None, RELU=relu,
+            WIDE=numel >= 2**31 - block, BLOCK=block, num_warps=num_warps,
         )  # fmt: skip
     return out

@@ -18,11 +18,10 @@ def max_pool2d_kernel(
     numel, C, H, W, P, Q, sn, sc, sh, sw,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    NHWC: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
+    NHWC: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    if numel < 2**31:
-        i = i.to(tl.int32)
+    block = tl.program_id(0).to(tl.int64) if WIDE else tl.program_id(0)
+    i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     if NHWC:
         c, rest = i % C, i // C
@@ -32,7 +31,7 @@ def max_pool2d_kernel(
         q, rest = i % Q, i // Q
         p, rest = rest % P, rest // P
         c, n = rest % C, rest // C
-    base = x_ptr + n.to(tl.int64) * sn + c * sc
+    base = x_ptr + n.to(tl.int64) * sn + c.to(tl.int64) * sc
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     for r in tl.static_range(R):
         h = p * STRIDE_H - PAD_H + r * DIL_H
@@ -78,6 +77,6 @@ def max_pool2d(
             x, out, numel, c, h, w, *sizes, *x.stride(),
             R=kernel[0], S=kernel[1], STRIDE_H=stride[0], STRIDE_W=stride[1],
             PAD_H=padding[0], PAD_W=padding[1], DIL_H=dilation[0], DIL_W=dilation[1],
-            NHWC=nhwc, RELU=relu, BLOCK=block, num_warps=num_warps,
+            NHWC=nhwc, RELU=relu, WIDE=numel >= 2**31 - block, BLOCK=block, num_warps=num_warps,
         )  # fmt: skip
     return out

@@ -53,12 +53,15 @@ def pointer_configs(conv: Conv, capability: int = 80) -> list[dict]:
     cg, kg = conv.c // conv.groups, conv.k // conv.groups
     flat = cg < 16
     reduction = cg * conv.r * conv.s if flat else cg
-    block_k = power_of_two(reduction, 16, 64 if conv.element_size == 2 else 32)
-    block_n = power_of_two(kg, 16, 128)
+    # IEEE float32 products are multiply-adds in registers: large tiles take minutes to compile.
+    wide = conv.element_size == 2
+    block_k = power_of_two(reduction, 16, 64 if wide else 16)
+    block_n = power_of_two(kg, 16, 128 if wide else 64)
     # Few pixels: smaller tiles, so that every multiprocessor gets one.
-    block_m = 128 if conv.pixels >= 128 * 64 else power_of_two(conv.pixels, 16, 64)
+    many = wide and conv.pixels >= 128 * 64
+    block_m = 128 if many else power_of_two(conv.pixels, 16, 64)
     tiles = [(block_m, block_n, 4)]
-    if conv.pixels >= 4096:
+    if wide and conv.pixels >= 4096:
         tiles += [(256, block_n, 8), (128, block_n, 8), (64, block_n, 4)]
         if kg > 128:
             tiles += [(128, 256, 8)]
