@@ -1,0 +1,252 @@
+// Fused (bias, ReLU,) LRN and 3x3/2 max-pool, channels_last: the input is read once and each pixel
+// is normalised once. Block = an image, a band of output rows, a strip of output columns. Thread =
+// two (input column, channel vector) items; it walks down the rows, normalises in registers, rounds
+// to T and keeps the vertical maximum of three rows packed, so only that one goes through shared
+// memory (double-buffered, one barrier per output row), where three columns make an output.
+// The next two rows are loaded before the barrier.
+#include "common/dispatch.cuh"
+#include "common/fast_div.h"
+#include "common/lrn_math.cuh"
+#include "lrn_pool/lrn_pool.h"
+
+namespace cnnkernels {
+namespace {
+
+constexpr int K = 3, S = 2, kHalo = 2;
+constexpr int U = plan::kLrnPoolColumns;
+
+struct Args {
+  const void* x;
+  const void* bias;
+  void* y;
+  uint8_t* offsets;
+  int h, w, vectors, oh, ow, pad_h, pad_w;
+  plan::LrnPoolTile tile;
+  FastDiv by_vectors;
+};
+
+template <class T>
+struct Raw {  // a vector and its two neighbours on each side, as loaded
+  Chunk<T, kVecSize<T>> own;
+  Chunk<T, kHalo> before, after;
+};
+
+template <class T, bool kBias>
+__device__ __forceinline__ Chunk<T, kVecSize<T>> normalise(const Raw<T>& raw, const T* bias,
+                                                           bool left, bool right,
+                                                           const LrnConstants& lrn) {
+  constexpr int V = kVecSize<T>;
+  float v[V + 2 * kHalo], q[V + 2 * kHalo], sum[V];
+  lrn_input<kBias>(raw.own, bias, true, lrn.relu, v + kHalo);
+  lrn_input<kBias>(raw.before, bias - kHalo, left, lrn.relu, v);
+  lrn_input<kBias>(raw.after, bias + V, right, lrn.relu, v + kHalo + V);
+#pragma unroll
+  for (int i = 0; i < V + 2 * kHalo; ++i) q[i] = v[i] * v[i];
+  sums_of_5<V>(q, sum);
+#pragma unroll
+  for (int e = 0; e < V; ++e)
+    sum[e] = v[kHalo + e] * FastPower<T>::minus_beta(fmaf(lrn.scale, sum[e], lrn.k), lrn.beta);
+  return Chunk<T, V>::rounded(sum);
+}
+
+// One step of the scan down a column: the first maximum wins, but the last NaN.
+template <class T>
+__device__ __forceinline__ void join_row(uint32_t& best, uint32_t& position, uint32_t v,
+                                         uint32_t v_position) {
+  using W = Words<T>;
+  const uint32_t take = W::greater_mask(v, best) | ~W::equal_mask(v, v);
+  position = (take & v_position) | (~take & position);
+  best = W::maximum(best, v);
+}
+
+// Columns are joined after rows, so a tie goes to the smaller position, not to the earlier column,
+// and among NaN the larger position wins.
+template <class T>
+__device__ __forceinline__ void join_column(uint32_t& best, uint32_t& position, uint32_t v,
+                                            uint32_t v_position) {
+  using W = Words<T>;
+  uint32_t smaller;  // all ones where v_position < position, element by element
+  if constexpr (W::kPerWord == 1) {
+    smaller = v_position < position ? ~0u : 0u;
+  } else {
+    smaller = (~((v_position | 0x80008000u) - position) >> 15 & 0x00010001u) * 0xffffu;
+  }
+  const uint32_t number = W::equal_mask(v, v), best_number = W::equal_mask(best, best);
+  const uint32_t take = W::greater_mask(v, best) | (W::equal_mask(v, best) & smaller) |
+                        (~number & (best_number | ~smaller));
+  position = (take & v_position) | (~take & position);
+  best = W::maximum(best, v);
+}
+
+template <class T, bool kBias, bool kOffsets>
+__global__ void __launch_bounds__(plan::kLrnPoolThreads, 2)
+    lrn_pool_kernel(const Args a, const LrnConstants lrn) {
+  using W = Words<T>;
+  constexpr int V = kVecSize<T>;
+  using Vector = Chunk<T, V>;
+  extern __shared__ __align__(16) uint4 shared[];  // [buffer][value, position][item]
+
+  int64_t block = blockIdx.x;
+  const int strip = static_cast<int>(block % a.tile.strips);
+  block /= a.tile.strips;
+  const int band = static_cast<int>(block % a.tile.bands);
+  const int64_t n = block / a.tile.bands;
+  const int oh0 = band * a.tile.rows, oh1 = min(a.oh, oh0 + a.tile.rows);
+  const int ow0 = strip * a.tile.width, ow1 = min(a.ow, ow0 + a.tile.width);
+  const int w_lo = max(0, ow0 * S - a.pad_w), w_hi = min(a.w, (ow1 - 1) * S - a.pad_w + K);
+  const int items = (w_hi - w_lo) * a.vectors, room = static_cast<int>(blockDim.x) * U;
+  const int channels = a.vectors * V;
+  const int64_t row = int64_t{a.w} * channels;
+  const T* image = static_cast<const T*>(a.x) + n * a.h * row;
+  const T* bias = static_cast<const T*>(a.bias);
+
+  // The thread's items; `start[u]` is where the item's vector lies in a row of the image.
+  int start[U];
+  int vector[U];
+  bool active[U];
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    const int item = threadIdx.x + u * blockDim.x;
+    active[u] = item < items;
+    uint32_t v = item;
+    a.by_vectors.split(v);
+    vector[u] = v;
+    start[u] = w_lo * channels + item * V;
+  }
+  auto load = [&](int u, int h) {
+    Raw<T> raw{Vector::filled(0u), Chunk<T, kHalo>::filled(0u), Chunk<T, kHalo>::filled(0u)};
+    if (active[u] && static_cast<unsigned>(h) < static_cast<unsigned>(a.h)) {
+      const T* p = image + h * row + start[u];
+      raw.own.load(p);
+      if (vector[u] > 0) raw.before.load(p - kHalo);
+      if (vector[u] + 1 < a.vectors) raw.after.load(p + V);
+    }
+    return raw;
+  };
+  auto value = [&](int u, int h, const Raw<T>& raw) {
+    return static_cast<unsigned>(h) < static_cast<unsigned>(a.h)
+               ? normalise<T, kBias>(raw, bias + vector[u] * V, vector[u] > 0,
+                                     vector[u] + 1 < a.vectors, lrn)
+               : Vector::filled(W::kNegInf);
+  };
+
+  // above[u]: the row shared with the previous output row. next: the two rows below it, raw.
+  Vector above[U];
+  Raw<T> next[U][S];
+  const int h_first = oh0 * S - a.pad_h;
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    above[u] = value(u, h_first, load(u, h_first));
+#pragma unroll
+    for (int i = 0; i < S; ++i) next[u][i] = load(u, h_first + 1 + i);
+  }
+
+  for (int oh = oh0; oh < oh1; ++oh) {
+    const int h0 = oh * S - a.pad_h;
+    uint4* values = shared + (oh & 1) * (kOffsets ? 2 : 1) * room;
+    uint4* positions = values + room;
+
+    // Vertical maximum of rows h0, h0 + 1, h0 + 2 of the thread's columns.
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      Vector best = above[u];
+      auto position = Vector::filled(max(0, -h0) * K * W::kPosition);
+#pragma unroll
+      for (int i = 0; i < S; ++i) {
+        above[u] = value(u, h0 + 1 + i, next[u][i]);
+        next[u][i] = load(u, oh + 1 < oh1 ? h0 + 1 + i + S : -1);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if (kOffsets) {
+            join_row<T>(best.w[k], position.w[k], above[u].w[k], (i + 1) * K * W::kPosition);
+          } else {
+            best.w[k] = W::maximum(best.w[k], above[u].w[k]);
+          }
+        }
+      }
+      if (active[u]) {
+        best.store(values + threadIdx.x + u * blockDim.x);
+        if (kOffsets) position.store(positions + threadIdx.x + u * blockDim.x);
+      }
+    }
+    __syncthreads();
+
+    // Three columns make an output.
+    const int outputs = (ow1 - ow0) * a.vectors;
+    for (int o = threadIdx.x; o < outputs; o += blockDim.x) {
+      uint32_t out_vector = o;
+      const int ow = ow0 + a.by_vectors.split(out_vector), w0 = ow * S - a.pad_w;
+      Vector best, position;
+      bool empty = true;
+#pragma unroll
+      for (int kw = 0; kw < K; ++kw) {
+        const int w = w0 + kw;
+        if (w < w_lo || w >= w_hi) continue;
+        const int item = (w - w_lo) * a.vectors + out_vector;
+        Vector v, p;
+        v.load(values + item);
+        if (kOffsets) {
+          p.load(positions + item);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) p.w[k] += kw * W::kPosition;
+        }
+        if (empty) {
+          best = v, position = p, empty = false;
+          continue;
+        }
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if (kOffsets) {
+            join_column<T>(best.w[k], position.w[k], v.w[k], p.w[k]);
+          } else {
+            best.w[k] = W::maximum(best.w[k], v.w[k]);
+          }
+        }
+      }
+      const int64_t out = ((n * a.oh + oh) * a.ow + ow) * a.vectors + out_vector;
+      best.store(static_cast<uint4*>(a.y) + out);
+      if (kOffsets) {
+        const uint32_t* p = position.w;
+        if constexpr (W::kPerWord == 2) {
+          reinterpret_cast<uint2*>(a.offsets)[out] =
+              make_uint2(__byte_perm(p[0], p[1], 0x6420), __byte_perm(p[2], p[3], 0x6420));
+        } else {
+          reinterpret_cast<uint32_t*>(a.offsets)[out] =
+              __byte_perm(__byte_perm(p[0], p[1], 0x0040), __byte_perm(p[2], p[3], 0x0040), 0x5410);
+        }
+      }
+    }
+  }
+}
+
+template <class T, bool kBias, bool kOffsets>
+cudaError_t launch(const LrnPoolParams& p, cudaStream_t stream) {
+  const PoolShape& s = p.pool;
+  Args a{p.x,  p.bias, p.y,     p.offsets, s.h, s.w, static_cast<int>(s.c / kVecSize<T>),
+         s.oh, s.ow,   s.pad_h, s.pad_w};
+  a.tile = plan::lrn_pool_tile(s, a.vectors);
+  if (a.tile.threads == 0) return cudaErrorInvalidValue;
+  a.by_vectors = FastDiv(a.vectors);
+  const int bytes = a.tile.threads * U * 2 * (kOffsets ? 2 : 1) * static_cast<int>(sizeof(uint4));
+  auto* kernel = lrn_pool_kernel<T, kBias, kOffsets>;
+  const cudaError_t error = allow_shared(kernel, bytes);
+  if (error != cudaSuccess) return error;
+  const int64_t blocks = s.n * a.tile.bands * a.tile.strips;
+  if (blocks > kMaxThreads) return cudaErrorInvalidValue;
+  kernel<<<static_cast<unsigned>(blocks), a.tile.threads, bytes, stream>>>(a, LrnConstants(p.lrn));
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_lrn_pool(const LrnPoolParams& p, cudaStream_t stream) {
+  if (p.pool.n * p.pool.c * p.pool.oh * p.pool.ow == 0) return cudaSuccess;
+  return dispatch_dtype(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    if (p.bias)
+      return p.offsets ? launch<T, true, true>(p, stream) : launch<T, true, false>(p, stream);
+    return p.offsets ? launch<T, false, true>(p, stream) : launch<T, false, false>(p, stream);
+  });
+}
+
+}  // namespace cnnkernels
