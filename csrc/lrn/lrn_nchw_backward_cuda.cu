@@ -93,18 +93,18 @@ __global__ void __launch_bounds__(kThreads)
         for (int k = kHalf; k > 0; --k) g[k][i] = g[k - 1][i], direct[k][i] = direct[k - 1][i];
         float value = inside ? to_float(x_row[pixel[i]]) + b : 0.f;
         if (lrn.relu) value = max_nan(value, 0.f);
-        v[0][i] = value, q[0][i] = value * value;
+        v[0][i] = value, q[0][i] = product(value, value);
         g[0][i] = inside ? to_float(dy_row[pixel[i]]) : 0.f;
 
         // Channel c - kHalf has its window now.
-        const float squares = (q[0][i] + q[1][i]) + (q[2][i] + q[3][i]) + q[4][i];
+        const float squares = (q[4][i] + q[3][i]) + (q[2][i] + q[1][i]) + q[0][i];
         float power, power1;
         FastPower<T>::both(fmaf(lrn.scale, squares, lrn.k), lrn.beta, power, power1);
-        t[0][i] = g[kHalf][i] * v[kHalf][i] * power1;
-        direct[0][i] = g[kHalf][i] * power;
+        t[0][i] = product(g[kHalf][i] * v[kHalf][i], power1);
+        direct[0][i] = product(g[kHalf][i], power);
 
         // Channel c - kLag has its window of t now.
-        const float sum = (t[0][i] + t[1][i]) + (t[2][i] + t[3][i]) + t[4][i];
+        const float sum = (t[4][i] + t[3][i]) + (t[2][i] + t[1][i]) + t[0][i];
         float result = fmaf(factor * v[kLag][i], sum, direct[kHalf][i]);
         if (lrn.relu && v[kLag][i] <= 0.f) result = 0.f;
         if (static_cast<int>(threadIdx.x) + i * kThreads < pixels)

@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(kThreads) lrn_nchw_kernel(const Args a, const 
         for (int k = kHalf; k > 0; --k) v[k][i] = v[k - 1][i];
 #pragma unroll
         for (int k = 2 * kHalf; k > 0; --k) q[k][i] = q[k - 1][i];
-        v[0][i] = value, q[0][i] = value * value;
-        const float sum = (q[0][i] + q[1][i]) + (q[2][i] + q[3][i]) + q[4][i];
+        v[0][i] = value, q[0][i] = product(value, value);
+        const float sum = (q[4][i] + q[3][i]) + (q[2][i] + q[1][i]) + q[0][i];
         const float result =
             v[kHalf][i] * FastPower<T>::minus_beta(fmaf(lrn.scale, sum, lrn.k), lrn.beta);
         if (static_cast<int>(threadIdx.x) + i * kThreads < pixels)

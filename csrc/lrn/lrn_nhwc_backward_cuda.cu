@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
   lrn_input<kBias>(x_before, b - 2 * kHalo, left, lrn.relu, v);
   lrn_input<kBias>(x_after, b + V, right, lrn.relu, v + 2 * kHalo + V);
 #pragma unroll
-  for (int i = 0; i < kX; ++i) q[i] = v[i] * v[i];
+  for (int i = 0; i < kX; ++i) q[i] = product(v[i], v[i]);
   sums_of_5<kT>(q, sum);
 #pragma unroll
   for (int i = 0; i < kT; ++i) {
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kThreads)
                                        : dy_after.element(i - kHalo - V);
     float power, power1;
     FastPower<T>::both(fmaf(lrn.scale, sum[i], lrn.k), lrn.beta, power, power1);
-    t[i] = grad * v[kHalo + i] * power1;
-    if (i >= kHalo && i < kHalo + V) direct[i - kHalo] = grad * power;
+    t[i] = product(grad * v[kHalo + i], power1);
+    if (i >= kHalo && i < kHalo + V) direct[i - kHalo] = product(grad, power);
   }
   const float factor = -2.f * lrn.scale * lrn.beta;
   sums_of_5<V>(t, sum);

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   lrn_input<kBias>(before, b - kHalo, left, lrn.relu, v);
   lrn_input<kBias>(after, b + V, right, lrn.relu, v + kHalo + V);
 #pragma unroll
-  for (int i = 0; i < V + 2 * kHalo; ++i) q[i] = v[i] * v[i];
+  for (int i = 0; i < V + 2 * kHalo; ++i) q[i] = product(v[i], v[i]);
   sums_of_5<V>(q, sum);
 #pragma unroll
   for (int e = 0; e < V; ++e)

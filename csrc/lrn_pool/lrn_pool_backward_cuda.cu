@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
       lrn_input<kBias>(before, bias - 2 * kHalo, left, lrn.relu, v);
       lrn_input<kBias>(after, bias + V, right, lrn.relu, v + 2 * kHalo + V);
 #pragma unroll
-      for (int e = 0; e < kX; ++e) q[e] = v[e] * v[e];
+      for (int e = 0; e < kX; ++e) q[e] = product(v[e], v[e]);
       sums_of_5<kT>(q, sum);
 #pragma unroll
       for (int e = 0; e < kT; ++e) {
@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(kThreads)
           }
         float power, power1;
         FastPower<T>::both(fmaf(lrn.scale, sum[e], lrn.k), lrn.beta, power, power1);
-        t[e] = grad * v[kHalo + e] * power1;
-        if (e >= kHalo && e < kHalo + V) direct[e - kHalo] = grad * power;
+        t[e] = product(grad * v[kHalo + e], power1);
+        if (e >= kHalo && e < kHalo + V) direct[e - kHalo] = product(grad, power);
       }
       sums_of_5<V>(t, sum);
 #pragma unroll

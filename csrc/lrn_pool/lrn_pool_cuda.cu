@@ -41,7 +41,7 @@ __device__ __forceinline__ Chunk<T, kVecSize<T>> normalise(const Raw<T>& raw, co
   lrn_input<kBias>(raw.before, bias - kHalo, left, lrn.relu, v);
   lrn_input<kBias>(raw.after, bias + V, right, lrn.relu, v + kHalo + V);
 #pragma unroll
-  for (int i = 0; i < V + 2 * kHalo; ++i) q[i] = v[i] * v[i];
+  for (int i = 0; i < V + 2 * kHalo; ++i) q[i] = product(v[i], v[i]);
   sums_of_5<V>(q, sum);
 #pragma unroll
   for (int e = 0; e < V; ++e)
