@@ -54,7 +54,8 @@ class Candidate:
 
     bind: Callable[..., Callable[[], object]]
     ours: bool = False
-    note: str = ""
+    backend: str = ""  # of ours: "auto", or the one that is forced
+    explain: Callable[..., str] | None = None  # inputs → the implementation that "auto" chooses
 
     @classmethod
     def of(cls, fn: Callable, **kwargs) -> Candidate:

@@ -218,6 +218,11 @@ def run(
     record = run_networks(
         names or FAMILIES, plan, where, settings, _json(out, "bench"), print_layers=bool(names)
     )
+    if out is not None:
+        from .report import write
+        from .show import console
+
+        console.print(f"report: {write(record.content, out)}", markup=False)
     finish(record)
 
 
@@ -331,3 +336,42 @@ def show_file(
         show.print_rows(content["rows"], title)
     if not content["complete"]:
         show.console.print("interrupted: some rows are missing", style="bold red")
+
+
+@bench.command("compare")
+def compare(
+    old: Annotated[Path, typer.Argument(help="JSON of the earlier run.")],
+    new: Annotated[Path, typer.Argument(help="JSON of the later run.")],
+    fail_over: Annotated[
+        str, typer.Option(help="How much slower a row of ours may be, beyond noise.")
+    ] = "5%",
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Compare the ratios to eager, not the times.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also rows that did not change.")] = False,
+) -> None:
+    """Compare two runs row by row; exit code 1 when ours got slower or broke."""
+    from . import compare as comparison
+    from . import record
+
+    limit = comparison.parse_percentage(fail_over)
+    before, after = record.load(old), record.load(new)
+    changes = comparison.compare(before, after, limit, relative)
+    if not changes:
+        raise ValueError(f"{old} and {new} have no row in common")
+    comparison.print_changes(changes, comparison.differences(before, after), every)
+    if failed := comparison.failures(changes):
+        typer.echo(f"{len(failed)} rows of ours are slower by more than {fail_over} or broke")
+        raise typer.Exit(1)
+
+
+@bench.command("report")
+def report(
+    files: Annotated[list[Path], typer.Argument(help="JSON files of one machine.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and charts/.")] = Path("out"),
+) -> None:
+    """Make the HTML page and the charts from saved benchmarks."""
+    from . import record
+    from . import report as page
+
+    typer.echo(page.write(page.merge([record.load(file) for file in files]), out))

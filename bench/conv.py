@@ -11,7 +11,7 @@ import cnnkernels
 
 from .case import Candidate, Case, dtype_of, random_tensor
 from .layers import LAYERS, ConvLayer
-from .ops import backends_of, compiled
+from .ops import backends_of, compiled, explained
 
 BATCHES = {"cuda": (64, 256), "cpu": (1, 4)}
 
@@ -85,10 +85,12 @@ def make_case(
         candidates[f"compile {compile_mode}"] = Candidate.of(_without_gradients(fn))
     for backend in ("auto", *backends_of(op, device)):
         if backend == "cudnn":
-            continue  # the rival above, by another road
+            continue  # the same as the rival above
         name = "cnnkernels" if backend == "auto" else f"cnnkernels {backend}"
         fn = _without_gradients(_ours(layer, residual, backend))
-        candidates[name] = Candidate.of(fn, ours=True)
+        candidates[name] = Candidate.of(
+            fn, ours=True, backend=backend, explain=explained(fn) if backend == "auto" else None
+        )
     itemsize = dtype_of(dtype).itemsize
     return Case(
         suite="conv",

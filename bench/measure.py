@@ -89,7 +89,6 @@ def _row(case: Case, name: str) -> dict:
         "device": case.device.type,
         "flops": case.flops,
         "bytes": case.bytes,
-        "note": candidate.note,
         **case.extra,
     }
 
@@ -126,27 +125,38 @@ def _refused(row: dict, status: str, reason: str) -> dict:
     return {**row, "status": status, "reason": reason}
 
 
-def _usable(case: Case, buffers: _Buffers, rows: dict[str, dict]) -> list[str]:
-    """Names of the candidates that run at all; the others get a row that says why not."""
-    usable = []
+def _why_absent(error: Exception) -> bool:
+    """Whether a forced backend refused: cnnkernels.use(strict=True) says "was asked for, but"."""
+    return isinstance(error, RuntimeError) and "was asked for, but" in str(error)
+
+
+def _usable(case: Case, buffers: _Buffers, rows: dict[str, dict]) -> tuple[list[str], str]:
+    """Names of the candidates that run at all, and what "auto" chose. The others get a row that says
+    why not; a forced backend that "auto" chose anyway is left out."""
+    usable, chosen = [], ""
     for name, candidate in case.candidates.items():
+        if candidate.ours and candidate.backend and candidate.backend == chosen:
+            continue
         try:
             candidate.bind(*buffers.current)()
             timing.synchronize(case.device)
+            if candidate.explain is not None:
+                chosen = candidate.explain(*buffers.current)
             usable.append(name)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             rows[name] = _refused(_row(case, name), "failed", f"out of memory: {error}")
         except Exception as error:  # a rival's compiler may fail in any way; the row says how
             text = " ".join(str(error).split())[:300]
-            rows[name] = _refused(_row(case, name), "failed", f"{type(error).__name__}: {text}")
-    return usable
+            status = "absent" if _why_absent(error) else "failed"
+            rows[name] = _refused(_row(case, name), status, f"{type(error).__name__}: {text}")
+    return usable, chosen
 
 
 def measure(case: Case, settings: Settings, peaks: Peaks) -> list[dict]:
     """Rows of one case, one per candidate, in the candidates' order.
 
-    ``status`` is "ok"; "wrong" for an output that differs from the fp64 reference; "impossible" for a
+    ``status`` is "ok"; "absent" for a backend that does not take the case; "wrong" for an output that differs from the fp64 reference; "impossible" for a
     time below what the machine can do; "failed" where the candidate raised. Only "ok" has times.
     """
     generator = torch.Generator(case.device)
@@ -155,7 +165,7 @@ def measure(case: Case, settings: Settings, peaks: Peaks) -> list[dict]:
     rows: dict[str, dict] = {}
     with precision(case.dtype):
         buffers = _Buffers(case, generator)
-        names = _usable(case, buffers, rows)
+        names, chosen = _usable(case, buffers, rows)
         if names:
             cold, checks = _time_cold(case, settings, buffers, names)
             good = [name for name in names if checks[name].ok]
@@ -164,6 +174,8 @@ def measure(case: Case, settings: Settings, peaks: Peaks) -> list[dict]:
             )
             for name in names:
                 rows[name] = _finish(case, name, checks[name], cold[name], warm.get(name), peaks)
+                if case.candidates[name].explain is not None:
+                    rows[name]["chosen"] = chosen
     _ratios(case, rows)
     return [rows[name] for name in case.candidates if name in rows]
 

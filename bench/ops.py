@@ -85,7 +85,7 @@ SPECS: list[Spec] = [
         keeps_input=True,
     ),
     Spec("add+relu", "add_relu", lambda x, r: F.relu(x + r), {}, operands="xr", kept_bits=1),
-    Spec("global_avg_pool", "global_avg_pool2d", lambda x: x.mean((2, 3)), {}),
+    Spec("global_avg_pool", "global_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, 1), {}),
 ]
 
 
@@ -111,7 +111,20 @@ def _forward(fn: Callable, backend: str | None = None, strict: bool = True) -> C
             with cnnkernels.use(backend, strict=strict):
                 return fn(*inputs)
 
-    return Candidate.of(run, ours=backend is not None)
+    if backend is None:
+        return Candidate.of(run)
+    return Candidate.of(
+        run, ours=True, backend=backend, explain=explained(run) if backend == "auto" else None
+    )
+
+
+def explained(fn: Callable) -> Callable[..., str]:
+    """inputs → names of the implementations that our ops inside ``fn`` run on."""
+
+    def explain(*inputs) -> str:
+        return "+".join(dict.fromkeys(d.chosen for d in cnnkernels.explain(fn, *inputs)))
+
+    return explain
 
 
 def _training(fn: Callable, backend: str | None = None) -> Candidate:
@@ -128,7 +141,7 @@ def _training(fn: Callable, backend: str | None = None) -> Candidate:
 
         return run
 
-    return Candidate(bind, ours=backend is not None)
+    return Candidate(bind, ours=backend is not None, backend=backend or "")
 
 
 def _gradients(fn: Callable) -> Callable:
@@ -155,7 +168,7 @@ def _backward(fn: Callable, backend: str | None = None) -> Candidate:
 
         return run
 
-    return Candidate(bind, ours=backend is not None)
+    return Candidate(bind, ours=backend is not None, backend=backend or "")
 
 
 MAKERS = {"infer": _forward, "train": _training, "backward": _backward}
@@ -210,7 +223,10 @@ def make_case(
     if compile:
         candidates["compile"] = maker(compiled(spec.torch))
     candidates["cnnkernels"] = maker(spec.ours, "auto")
-    for backend in backends_of(spec.op, device):
+    backends = backends_of(spec.op, device)
+    if phase != "infer":  # Triton and cuDNN have no training form of their own
+        backends = [b for b in backends if b == "cuda"]
+    for backend in backends:
         candidates[f"cnnkernels {backend}"] = maker(spec.ours, backend)
     return Case(
         suite="ops",

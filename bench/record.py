@@ -33,7 +33,7 @@ FIELDS = {
     "models": list,
 }
 ROW_FIELDS = {"suite": str, "case": str, "impl": str, "status": str}
-STATUSES = ("ok", "wrong", "impossible", "failed")
+STATUSES = ("ok", "wrong", "impossible", "failed", "absent")
 SAVE_INTERVAL_SECONDS = 2.0
 
 

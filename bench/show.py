@@ -67,10 +67,11 @@ def rows_table(rows: list[dict], title: str) -> Table:
     for row in rows:
         case = row["case"] if row["case"] != last else ""
         last = row["case"]
-        name = Text(row["impl"], style="cyan" if row["ours"] else "")
+        label = row["impl"] + (f" ({row['chosen']})" if row.get("chosen") else "")
+        name = Text(label, style="cyan" if row["ours"] else "")
         if row["status"] != "ok":
-            text = f"{row['status'].upper()}: {row['reason']}"
-            table.add_row(case, name, Text(text[:160], style="red"))
+            style = "dim" if row["status"] == "absent" else "red"
+            table.add_row(case, name, Text(row["status"].upper(), style=style))  # reasons: below
             continue
         cold, warm = row["cold"], row["warm"]
         rival = best_rival(row, rows) if row["ours"] else None
@@ -89,33 +90,38 @@ def rows_table(rows: list[dict], title: str) -> Table:
     return table
 
 
-def summary(rows: list[dict], title: str = "Geometric means of the time ratios") -> Table:
-    """Per suite and our implementation: how much faster than each rival, wins and losses."""
+def group_ratios(rows: list[dict]) -> dict[tuple[str, str, str, str], list[float]]:
+    """(suite, group, our implementation, rival) → the rival's times over ours, one per case."""
     groups: dict[tuple, list[float]] = defaultdict(list)
+    theirs: dict[tuple, set[str]] = defaultdict(set)
+    for row in rows:
+        if not row["ours"]:
+            theirs[row["suite"], row["case"]].add(row["impl"])
     for row in rows:
         if not row["ours"] or row["status"] != "ok":
             continue
         network = row.get("net") or row.get("phase") or row.get("model") or ""
-        keys = ("all", network) if network else ("all",)
-        rivals = {
-            r["impl"]: row["ratios"][r["impl"]]
-            for r in rows
-            if not r["ours"] and r["case"] == row["case"] and r["impl"] in row["ratios"]
-        }
+        names = theirs[row["suite"], row["case"]] & row["ratios"].keys()
+        rivals = {name: row["ratios"][name] for name in names}
         if len(rivals) > 1:
             rivals["best rival"] = min(rivals.values())
-        for key in keys:
+        for group in ("all", network) if network else ("all",):
             for rival, value in rivals.items():
-                groups[row["suite"], key, row["impl"], rival].append(value)
+                groups[row["suite"], group, row["impl"], rival].append(value)
+    return groups
+
+
+def summary(rows: list[dict], title: str = "Geometric means of the time ratios") -> Table:
+    """Per suite and our implementation: how much faster than each rival, wins and losses."""
     table = new_table(title)
     for name in ("suite", "group", "implementation", "against"):
         table.add_column(name)
     for name in ("rows", "geometric mean", "worst", "best", "losses"):
         table.add_column(name, justify="right")
-    for (suite, group, impl, rival), values in sorted(groups.items()):
+    for group, values in sorted(group_ratios(rows).items()):
         table.add_row(
-            suite, group, impl, rival, str(len(values)), ratio(geometric_mean(values)),
-            ratio(min(values)), ratio(max(values)), str(sum(v < 1 for v in values)),
+            *group, str(len(values)), ratio(geometric_mean(values)), ratio(min(values)),
+            ratio(max(values)), str(sum(v < 1 for v in values)),
         )  # fmt: skip
     return table
 
@@ -160,7 +166,7 @@ def print_verdicts(rows: list[dict]) -> None:
         console.print(f"{len(slower)} slower than the best rival:", style="bold")
         for line in slower:
             console.print(f"  {line}", markup=False)
-    refused = [row for row in rows if row["status"] != "ok"]
+    refused = [row for row in rows if row["status"] not in ("ok", "absent")]
     if refused:
         console.print(f"{len(refused)} rows without a speed:", style="bold red")
         for row in refused:

@@ -64,13 +64,13 @@ def _batches(plan: Plan, network: networks.Network, device: torch.device) -> lis
     return [b for i, b in enumerate(choice) if i == 0 or b * network.flops <= limit]
 
 
-def _extras(case, row: dict, plan: Plan) -> None:
-    """Add peak memory and energy to an ok row."""
+def _extras(case, row: dict, plan: Plan, last: bool = True) -> None:
+    """Add peak memory and energy to an ok row; a quick run takes the energy of the last batch only."""
     inputs = case.make_inputs(torch.Generator(case.device).manual_seed(0))
     run = case.candidates[row["impl"]].bind(*inputs)
     if plan.memory and not row["impl"].startswith("compile"):
         row["peak_bytes"] = memory.peak_bytes(run, case.device)
-    if plan.energy:
+    if plan.energy and (last or not plan.quick):
         row["energy"] = energy.measure(run, case.device, case.images)
 
 
@@ -88,8 +88,8 @@ def _measure_network(name, plan, device, settings, peaks, record, progress, task
             progress.update(task, description=case.name)
             rows = measure(case, settings, peaks)
             for row in rows:
-                if row["status"] == "ok" and not (plan.quick and batch != batches[-1]):
-                    _extras(case, row, plan)
+                if row["status"] == "ok":
+                    _extras(case, row, plan, last=batch == batches[-1])
             record.add(rows)
             del case
             if device.type == "cuda":

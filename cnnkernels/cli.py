@@ -6,6 +6,7 @@ import only inside their commands.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -61,8 +62,9 @@ def _exists(module: str) -> bool:
     return importlib.util.find_spec(f".{name}", package.__name__) is not None
 
 
+@functools.cache
 def register_all(target: typer.Typer) -> None:
-    """Add every package's sub-commands."""
+    """Add every package's sub-commands, once."""
     for module in COMMANDS:
         if _exists(module):
             importlib.import_module(module).register(target)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,15 +18,26 @@ from cnnkernels import _lib, cli
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*args, timeout=120):
-    return subprocess.run(
-        [sys.executable, "-m", "cnnkernels.cli", *args],
-        cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+@pytest.fixture
+def run(capsys):
+    """Runs ``cnnkernels ...`` in this process."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(list(args))
+        captured = capsys.readouterr()
+        return SimpleNamespace(
+            returncode=exit.value.code or 0, stdout=captured.out, stderr=captured.err
+        )
+
+    return run
 
 
 def test_help_lists_every_command_that_exists():
-    result = run("--help")
+    result = subprocess.run(
+        [sys.executable, "-m", "cnnkernels.cli", "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "doctor" in result.stdout
     for module, command in (("bench", "bench"), ("analysis", "inspect"), ("train", "train")):
@@ -33,13 +45,13 @@ def test_help_lists_every_command_that_exists():
             assert command in result.stdout
 
 
-def test_version():
+def test_version(run):
     import cnnkernels
 
     assert run("--version").stdout.strip() == cnnkernels.__version__
 
 
-def test_doctor_json_states_facts_of_this_build():
+def test_doctor_json_states_facts_of_this_build(run):
     facts = json.loads(run("doctor", "--json").stdout)
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["machine"]["threads"] >= 1
@@ -50,7 +62,7 @@ def test_doctor_json_states_facts_of_this_build():
     assert loaded == (_lib.cpu_missing is None)
 
 
-def test_doctor_says_why_a_backend_is_unavailable():
+def test_doctor_says_why_a_backend_is_unavailable(run):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU: every backend may be available")
     facts = json.loads(run("doctor", "--json").stdout)
@@ -58,14 +70,14 @@ def test_doctor_says_why_a_backend_is_unavailable():
     assert facts["gpu"] == _lib.gpu_missing()
 
 
-def test_doctor_prints_a_table():
+def test_doctor_prints_a_table(run):
     result = run("doctor")
     assert result.returncode == 0, result.stderr
     for word in ("libraries", "backends", "versions", torch.__version__):
         assert word in result.stdout
 
 
-def test_unknown_command_and_option_exit_with_2():
+def test_unknown_command_and_option_exit_with_2(run):
     for args in (["frobnicate"], ["doctor", "--colour"]):
         result = run(*args)
         assert result.returncode == 2, result.stdout
@@ -119,6 +131,7 @@ def test_missing_module_is_absent_but_a_broken_one_is_an_error(tmp_path, monkeyp
     monkeypatch.setattr(cli, "COMMANDS", ("whole.commands", "cnnkernels.nothere.commands"))
     cli.register_all(target)
     assert target.whole
+    target = typer.Typer()
     monkeypatch.setattr(cli, "COMMANDS", ("broken.commands",))
     with pytest.raises(ModuleNotFoundError, match="nope"):
         cli.register_all(target)
