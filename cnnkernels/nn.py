@@ -1,7 +1,8 @@
 """Layers on the ops of this package: constructor arguments, parameters and state_dict names of torch.nn's.
 
 A fused layer stands for a chain of torch.nn layers and has the parameters of the one layer in the
-chain that has any, so the weights of the chain load into it. Inputs are [N, C, H, W] or [C, H, W].
+chain that has any, so the weights of the chain load into it. Inputs are [N, C, H, W], or [C, H, W]
+where torch.nn's layers take that too (LRN normalises over dimension 1, as torch.nn's).
 """
 
 from __future__ import annotations
