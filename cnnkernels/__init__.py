@@ -19,3 +19,14 @@ from .ops import *  # noqa: E402, F403
 
 __version__ = "0.1.0"
 __all__ = list(_ops.__all__)
+__all__ += ["optimize", "replace_layers"]
+
+
+def __getattr__(name: str):
+    # On demand: torch.export and Dynamo take seconds to import.
+    if name in ("optimize", "replace_layers"):
+        import importlib
+
+        package = importlib.import_module(f"{__name__}.optimize")
+        return package if name == "optimize" else package.replace_layers
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

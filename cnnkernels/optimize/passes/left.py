@@ -1,0 +1,27 @@
+"""After the rewrites: which operations are still PyTorch's own, and why."""
+
+from __future__ import annotations
+
+from ..net import Net, arguments, aten, operation
+from . import conv as _conv
+
+_TRIVIAL = {"getitem", "sym_size", "flatten", "reshape", "view", "permute", "transpose", "linear"}
+_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
+
+
+def run(net: Net) -> None:
+    for node in net.graph.nodes:
+        if node.op != "call_function" or getattr(node.target, "namespace", "") == "cnnkernels":
+            continue
+        name = operation(node)
+        if node.target in _CONVOLUTIONS:
+            reason = _conv.why_not(net, node)
+        elif node.target == aten.batch_norm.default:
+            reason = "batch_norm: not after a convolution that only it reads"
+            if arguments(node)[5]:
+                reason = "batch_norm: normalises by the batch's own statistics"
+        elif name in _TRIVIAL:
+            continue
+        else:
+            reason = f"{name}: no operation of this package"
+        net.report.left.append((" + ".join(node.meta.get("layers", ())), reason))

@@ -1,0 +1,47 @@
+"""Sums at the end of residual blocks: conv + add (+ ReLU), and add + ReLU where no convolution ends there."""
+
+from __future__ import annotations
+
+from ..net import Net, arguments, aten, is_image, only_user, ours, same, shape
+from .conv import geometry_of, takes
+from .lrn import RELUS
+
+
+def run(net: Net) -> None:
+    for add in net.calls(aten.add.Tensor, ours.add_relu.default):
+        a, b, *alpha = arguments(add)
+        if not _is_sum(add, a, b) or (alpha and alpha[0] != 1):
+            continue
+        relu = add if add.target == ours.add_relu.default else only_user(add)
+        with_relu = relu is not None and relu.target in (*RELUS, ours.add_relu.default)
+        tail = [add] if relu is add or not with_relu else [add, relu]
+        conv = _last_convolution(net, add, a, b)
+        if conv is not None:
+            x, weight, bias, *_ = arguments(conv)
+            residual = b if conv is a else a
+            target = ours.conv2d_add_relu if with_relu else ours.conv2d_add
+            net.replace(
+                [conv, *tail], target.default, (x, weight, residual, bias, *geometry_of(conv)),
+                "conv + add + ReLU" if with_relu else "conv + add",
+            )  # fmt: skip
+        elif with_relu and relu is not add:
+            net.replace([add, relu], ours.add_relu.default, (a, b), "add + ReLU")
+
+
+def _is_sum(add, a, b) -> bool:
+    """Two images of one shape and dtype: nothing is broadcast or promoted."""
+    return (
+        is_image(a)
+        and is_image(b)
+        and same(shape(a), shape(b))
+        and a.meta["val"].dtype == b.meta["val"].dtype
+    )
+
+
+def _last_convolution(net: Net, add, a, b):
+    """The convolution that can take the sum along: the one computed last, so that the other
+    operand is there."""
+    for node in reversed(list(net.graph.nodes)):
+        if node in (a, b) and a is not b and takes(net, node) and only_user(node) is add:
+            return node
+    return None

@@ -1,0 +1,160 @@
+"""Running a Net: every choice made once per input shape, then one straight-line Python function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from ..ops._op import OPS
+from . import onednn
+from .net import Net, ours
+
+CONVOLUTIONS = tuple(
+    getattr(ours, name).default
+    for name in ("conv2d", "conv2d_relu", "conv2d_add", "conv2d_add_relu", "conv2d_relu_max_pool2d")
+)
+
+
+class Program:
+    """A Net with its weights laid out for one memory format."""
+
+    def __init__(self, net: Net, channels_last: bool):
+        self.net, self.channels_last = net, channels_last
+        self.tensors = dict(net.tensors)
+        self.packed: dict = {}  # oneDNN's own weight layout, by node
+        self.choices: list[tuple[str, str]] = []
+        laid_out: dict = {}  # by tensor: a weight under two names is laid out once
+        for conv in net.calls(*CONVOLUTIONS) if channels_last else ():
+            if conv.args[1].op == "get_attr":
+                name = conv.args[1].target
+                weight = net.tensors[name]
+                if id(weight) not in laid_out:
+                    laid_out[id(weight)] = weight.contiguous(memory_format=torch.channels_last)
+                self.tensors[name] = laid_out[id(weight)]
+
+    def lay_out(self, flat: list) -> list:
+        """The inputs in the program's memory format."""
+        if not self.channels_last:
+            return [t.contiguous() if _is_image(t) else t for t in flat]
+        return [
+            t.contiguous(memory_format=torch.channels_last) if _is_image(t) else t for t in flat
+        ]
+
+    @torch.no_grad()
+    def trace(self, flat: list, see: Callable | None = None):
+        """Run node by node on ``flat``; ``see(node, value)`` gets every value as it is computed.
+
+        Returns (outputs, steps): steps[node] is the function that ran in the node's place, with
+        the choice of implementation made.
+        """
+        flat = self.lay_out(flat)
+        env: dict = {}
+        steps: dict = {}
+        last_use = _last_uses(self.net.graph)
+        self.choices = []
+        inputs = iter(flat)
+        for node in self.net.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(inputs)
+            elif node.op == "get_attr":
+                env[node] = self.tensors[node.target]
+            elif node.op == "output":
+                return [env[a] if isinstance(a, fx.Node) else a for a in node.args[0]], steps
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+                steps[node] = self._resolve(node, args)
+                env[node] = steps[node](*args, **kwargs)
+            if see is not None:
+                see(node, env[node])
+            for dead in last_use.get(node, ()):
+                del env[dead]
+        raise AssertionError("a graph ends with its output")
+
+    def _resolve(self, node: fx.Node, args: tuple) -> Callable:
+        """The function for one call, given its arguments."""
+        op = OPS.get(node.target._opname) if _is_ours(node) else None
+        if op is None:
+            return node.target
+        args = (*args, *op._defaults[len(args) :])
+        impl, decision = op.choose(args)
+        if decision.chosen == "triton" and args[0].device.type == "cpu":
+            impl = op.impls["reference"]  # Triton's interpreter is for tests of its kernels
+        chosen, fn = impl.name, impl.fn
+        if impl.tunable:
+            fn = functools.partial(fn, config=decision.config)
+        if chosen == "cpu" and node.target in CONVOLUTIONS:
+            fn = onednn.packed(self.packed, node, args) or fn
+        self.choices.append((" + ".join(node.meta.get("layers", ())), f"{op.name}: {chosen}"))
+        return fn
+
+    def function(self, steps: dict) -> Callable:
+        """The whole program as one Python function of the flat inputs, as :meth:`trace` chose."""
+        names: dict = {}
+        scope: dict = {}
+
+        def bind(value, prefix: str) -> str:
+            name = f"{prefix}{len(scope)}"
+            scope[name] = value
+            return name
+
+        def text(value) -> str:
+            if isinstance(value, fx.Node):
+                return names[value]
+            if isinstance(value, (list, tuple)):
+                inner = "".join(f"{text(v)}, " for v in value)
+                return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+            if isinstance(value, slice):
+                return f"slice({text(value.start)}, {text(value.stop)}, {text(value.step)})"
+            if value is None or isinstance(value, (bool, int, str)):
+                return repr(value)
+            return bind(value, "k")
+
+        lines = []
+        last_use = _last_uses(self.net.graph)
+        inputs = 0
+        for i, node in enumerate(self.net.graph.nodes):
+            if node.op == "placeholder":
+                names[node] = f"x{inputs}"
+                inputs += 1
+            elif node.op == "get_attr":
+                names[node] = bind(self.tensors[node.target], "w")
+            elif node.op == "output":
+                lines.append(f"return {text(list(node.args[0]))}")
+            else:
+                names[node] = f"v{i}"
+                parts = [text(a) for a in node.args]
+                # A default that the dispatcher would fill in: implementations take all arguments.
+                if _is_ours(node):
+                    defaults = OPS[node.target._opname]._defaults
+                    parts += [text(a) for a in defaults[len(parts) :]]
+                parts += [f"{k}={text(v)}" for k, v in node.kwargs.items()]
+                lines.append(f"v{i} = {bind(steps[node], 'f')}({', '.join(parts)})")
+            dead = [names[d] for d in last_use.get(node, ()) if d.op != "get_attr"]
+            if dead and node.op != "output":
+                lines.append(f"del {', '.join(dead)}")
+        header = f"def program({', '.join(f'x{i}' for i in range(inputs))}):\n    "
+        exec(header + "\n    ".join(lines), scope)
+        return scope["program"]
+
+
+def _is_ours(node: fx.Node) -> bool:
+    return getattr(node.target, "namespace", "") == "cnnkernels" and node.target._opname in OPS
+
+
+def _is_image(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 4
+
+
+def _last_uses(graph: fx.Graph) -> dict:
+    """node → values that nothing reads after it."""
+    seen: set = set()
+    result: dict = {}
+    for node in reversed(graph.nodes):
+        for value in node.all_input_nodes:
+            if value not in seen:
+                seen.add(value)
+                result.setdefault(node, []).append(value)
+    return result
