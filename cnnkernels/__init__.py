@@ -19,7 +19,6 @@ from .ops import *  # noqa: E402, F403
 
 __version__ = "0.1.0"
 __all__ = list(_ops.__all__)
-__all__ += ["optimize", "replace_layers"]
 
 
 def __getattr__(name: str):

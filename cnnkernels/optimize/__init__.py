@@ -147,7 +147,9 @@ def _check(model, example_inputs, dtype, layout, tolerance, graph):
         raise ValueError("graph is True; CUDA graphs need inputs on a GPU (allowed: 'auto', False)")
     for t in tensors:
         if t.dim() and not t.shape[0]:
-            raise ValueError(f"example_inputs has a tensor of shape {list(t.shape)}: an empty batch")
+            raise ValueError(
+                f"example_inputs has a tensor of shape {list(t.shape)}: an empty batch"
+            )
     return args, kwargs
 
 

@@ -17,12 +17,14 @@ from .passes import normalize
 @dataclass
 class Captured:
     """A captured model. ``dynamic_batch``: the graph holds for any size of each input's first
-    dimension; ``in_spec``, ``out_spec``: how inputs and outputs are nested."""
+    dimension; ``in_spec``, ``out_spec``: how inputs and outputs are nested; ``inputs``: the
+    flattened example inputs."""
 
     net: Net
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     dynamic_batch: bool
+    inputs: list
 
 
 def check_model(model: nn.Module) -> None:
@@ -38,7 +40,9 @@ def check_model(model: nn.Module) -> None:
         raise Unsupported("a parameter is a tensor subclass")
     devices = {t.device for t in tensors}
     if len(devices) > 1:
-        raise Unsupported(f"the model's weights are on several devices: {sorted(map(str, devices))}")
+        raise Unsupported(
+            f"the model's weights are on several devices: {sorted(map(str, devices))}"
+        )
     if devices and next(iter(devices)).type not in ("cpu", "cuda"):
         raise Unsupported(f"the model is on {next(iter(devices))}; kernels exist for cpu and cuda")
 
@@ -102,11 +106,16 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, dtype: torch.dtype | No
     originals = {**dict(model.named_parameters(remove_duplicate=False)),
                  **dict(model.named_buffers(remove_duplicate=False))}  # fmt: skip
     originals = {name: t.detach() for name, t in originals.items()}
-    if dtype is not None and any(t.is_floating_point() and t.dtype != dtype for t in originals.values()):
+    if dtype is not None and any(
+        t.is_floating_point() and t.dtype != dtype for t in originals.values()
+    ):
         model = copy.deepcopy(model).to(dtype)
     flat, in_spec = pytree.tree_flatten((args, kwargs))
     if dtype is not None:
-        flat = [t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in flat]
+        flat = [
+            t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+            for t in flat
+        ]
     batch = batch_of(flat)
     program, dynamic = None, False
     if batch is not None:
@@ -133,7 +142,7 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, dtype: torch.dtype | No
             program = _export(model, *pytree.tree_unflatten(flat, in_spec), dynamic=False)
             net = _flat_net(program, originals, flat)
     normalize.run(net)
-    return Captured(net, in_spec, program.call_spec.out_spec, dynamic)
+    return Captured(net, in_spec, program.call_spec.out_spec, dynamic, flat)
 
 
 def _batch_is_free(net: Net) -> bool:

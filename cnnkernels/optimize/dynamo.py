@@ -140,7 +140,9 @@ def _needs_gradient(flat: list) -> bool:
 
 def _is_static(node: fx.Node, value) -> bool:
     marked = (node.meta.get("tensor_dict") or {}).get("_dynamo_static_input_type")
-    return isinstance(value, torch.Tensor) and (marked is not None or isinstance(value, nn.Parameter))
+    return isinstance(value, torch.Tensor) and (
+        marked is not None or isinstance(value, nn.Parameter)
+    )
 
 
 def _size_of(node: fx.Node, tensors: list[fx.Node]) -> tuple[int, int]:

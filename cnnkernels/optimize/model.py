@@ -39,7 +39,9 @@ class OptimizedModel(nn.Module):
         dtypes = None
         device = plan.device.type
         if torch.is_autocast_enabled(device):
-            plan, dtypes = self._under_autocast(torch.get_autocast_dtype(device), args, kwargs, flat)
+            plan, dtypes = self._under_autocast(
+                torch.get_autocast_dtype(device), args, kwargs, flat
+            )
             if plan is None:
                 return self.original(*args, **kwargs)
         if torch.is_grad_enabled() and any(
@@ -47,7 +49,9 @@ class OptimizedModel(nn.Module):
         ):
             return self._original("an input requires a gradient", args, kwargs)
         if spec != plan.in_spec:
-            return self._original("the inputs are nested otherwise than the example's", args, kwargs)
+            return self._original(
+                "the inputs are nested otherwise than the example's", args, kwargs
+            )
         reason = plan.why_not(flat)
         if reason is not None:
             return self._original(reason, args, kwargs)
@@ -86,7 +90,9 @@ class OptimizedModel(nn.Module):
 
     def train(self, mode: bool = True):
         if mode:
-            raise ValueError("mode is True; an optimised model is for inference: train the original")
+            raise ValueError(
+                "mode is True; an optimised model is for inference: train the original"
+            )
         return self
 
     def _apply(self, fn, recurse: bool = True):

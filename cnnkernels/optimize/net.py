@@ -138,4 +138,8 @@ def layer_of(node: fx.Node) -> str:
 def operation(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name.split("::")[-1]
-    return "getitem" if node.target is operator.getitem else getattr(node.target, "__name__", str(node.target))
+    return (
+        "getitem"
+        if node.target is operator.getitem
+        else getattr(node.target, "__name__", str(node.target))
+    )

@@ -34,6 +34,7 @@ class Plan:
         self._placeholders = [
             n.meta.get("val") for n in self.net.graph.nodes if n.op == "placeholder"
         ]
+        self._shapes = [getattr(t, "shape", None) for t in found.inputs]
         self._own_weights()
         self.graph = graph
         self._prepared: OrderedDict = OrderedDict()
@@ -108,11 +109,15 @@ class Plan:
             if value.device != self.device:
                 return f"input {i} is on {value.device}, the plan on {self.device}"
             skip = 1 if self.dynamic_batch else 0
-            if tuple(value.shape[skip:]) != tuple(fake.shape[skip:]):
-                return f"input {i} has shape {list(value.shape)}, captured as {list(fake.shape)}"
+            if value.shape[skip:] != self._shapes[i][skip:]:
+                expected = list(self._shapes[i])
+                return f"input {i} has shape {list(value.shape)}, captured as {expected}"
             if self.dynamic_batch and value.shape[0] == 0:
                 return "the batch is empty"
-        if self.dynamic_batch and len({t.shape[0] for t in flat if isinstance(t, torch.Tensor)}) > 1:
+        if (
+            self.dynamic_batch
+            and len({t.shape[0] for t in flat if isinstance(t, torch.Tensor)}) > 1
+        ):
             return "the inputs differ in batch size"
         return None
 

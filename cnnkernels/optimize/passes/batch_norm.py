@@ -50,5 +50,3 @@ def _share(net: Net, folded: dict, key, nodes) -> None:
     first = folded.setdefault((key, "tensors"), [net.tensors[n.target] for n in nodes])
     for node, tensor in zip(nodes, first):
         net.tensors[node.target] = tensor
-
-

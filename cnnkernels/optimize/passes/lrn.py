@@ -64,7 +64,7 @@ def match(node):
     if list(values[1]) != [0, 0, 0, 0, size // 2, (size - 1) // 2]:
         return None
     chain.append(current)
-    n, c, *pixels = shape(x)
+    n, c, *_ = shape(x)
     padded = shape(values[0])
     if len(padded) != 5 or not same(padded[:3], (n, 1, c)):
         return None
@@ -94,9 +94,7 @@ def _is_square(node, x) -> bool:
 def _fuse_relu(net: Net, node) -> None:
     relu, *parameters = arguments(node)
     if relu.target in RELUS and only_user(relu) is node:
-        net.replace(
-            [relu, node], ours.relu_lrn.default, (relu.args[0], *parameters), "ReLU + LRN"
-        )
+        net.replace([relu, node], ours.relu_lrn.default, (relu.args[0], *parameters), "ReLU + LRN")
 
 
 def _fuse_pool(net: Net, node) -> None:

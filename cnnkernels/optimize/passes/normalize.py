@@ -60,7 +60,9 @@ def _remove_identities(net: Net) -> None:
         if name in ("aten::_assert_tensor_metadata", "aten::_assert_async", "aten::_assert_scalar"):
             raise_if_used(node)
             net.graph.erase_node(node)
-        elif _is_identity(node) and not (name == "aten::clone" and (node in written or node.args[0] in written)):
+        elif _is_identity(node) and not (
+            name == "aten::clone" and (node in written or node.args[0] in written)
+        ):
             node.replace_all_uses_with(node.args[0])
             net.graph.erase_node(node)
 
