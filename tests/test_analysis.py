@@ -220,6 +220,7 @@ def test_render():
     rows = list(csv.DictReader(io.StringIO(render(report, "csv"))))
     assert len(rows) == len(report.rows)
     assert rows[0]["output"] == "96x55x55"
+    assert report.layer("classifier.*").parameters == 58_631_144
     assert [r.name for r in report.layer("classifier.*").rows] == [
         "classifier.fc6", "classifier.fc7", "classifier.fc8",
     ]  # fmt: skip

@@ -59,6 +59,7 @@ def _():
         "status": "measured",
         "why": f"Relative L2 norms on {pictures.names[0]}, random 3×3 filters, ReLU. Pooling is invariant "
         "only approximately, and only to shifts small beside its window.",
+        "command": "cnnkernels experiment shift",
         "values": {"equivariance_error": exact, "change_by_pool": change},
     }
 
@@ -75,9 +76,8 @@ def _():
         "computed": f"20 layers {counts['resnet20']:,} and 56 layers {counts['resnet56']:,} parameters, "
         f"plain and residual {'alike' if same else 'different'}",
         "status": "computed",
-        "why": "The curves take training: run the command for plain20_cifar, plain56_cifar, "
-        "resnet20_cifar and resnet56_cifar.",
-        "command": "cnnkernels train plain56_cifar",
+        "why": "The curves take training.",
+        "command": "cnnkernels experiment depth",
         "values": counts,
     }
 
@@ -108,7 +108,7 @@ def _():
         "with torch's default weights) the plain network's gradient vanishes; with batch norm it does "
         "not, it grows. He et al. (section 4.1) find the same: vanishing gradients are not what makes "
         "the plain networks of claim 21 hard to train.",
-        "command": "cnnkernels train plain56_cifar",
+        "command": "cnnkernels experiment gradients",
         "values": found,
     }
 
@@ -121,7 +121,7 @@ def _():
         + ", ".join(f"{name} {value / 1e9:.2f} GMAC" for name, value in macs.items()),
         "status": "computed",
         "why": "Time, energy and memory against batch size are this machine's: run the command.",
-        "command": "cnnkernels bench alexnet vgg16 googlenet resnet50",
+        "command": "cnnkernels bench models alexnet vgg16 googlenet resnet50",
         "values": macs,
     }
 
@@ -218,7 +218,7 @@ def _():
             f"{name} {s[0]} filters {s[2]}×{s[3]}×{s[1]}" for name, s in shapes.items()
         ),
         "status": "computed",
-        "why": "The picture is plotted from trained weights: training writes it.",
-        "command": "cnnkernels train lenet5_modern",
+        "why": "The picture takes trained weights.",
+        "command": "cnnkernels experiment filters",
         "values": shapes,
     }

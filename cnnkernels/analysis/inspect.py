@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,8 @@ class Report:
         if not rows:
             names = ", ".join(r.name for r in self.rows)
             raise ValueError(f"layer is {pattern!r}, which matches none of: {names}")
-        return Report(**{**self.__dict__, "rows": rows})
+        parameters = sum(row.parameters for row in rows)
+        return replace(self, rows=rows, parameters=parameters, fixed=0)
 
     def __getitem__(self, name: str) -> Row:
         for row in self.rows:
