@@ -108,7 +108,6 @@ def test_conv_with_descriptors(read, device):
         exact = oracles.conv2d(x, weight, bias, *geometry)
         residual = tensor(*exact.shape, dtype=dtype, device=device, layout=torch.channels_last)
         exact = oracles.relu(exact + residual.double())
-        torch.backends.cudnn.allow_tf32 = tf32
         plain = (F.conv2d(x, weight, bias, *geometry) + residual).relu()
         # Two multiprocessors, so that programs walk over several tiles.
         configs = space.descriptor_configs(conv_of(x, weight, *geometry), 90, 2, True)
@@ -119,7 +118,10 @@ def test_conv_with_descriptors(read, device):
                 config=config, precision="tf32" if tf32 else "ieee",
                 out=torch.full_like(residual, torch.nan),
             )  # fmt: skip
-            compare.assert_close(out, exact, torch_out=plain)
+            if tf32:
+                assert compare.relative_error(out, exact) <= 1e-3
+            else:
+                compare.assert_close(out, exact, torch_out=plain)
 
 
 def test_what_descriptors_cannot_take():

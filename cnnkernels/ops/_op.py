@@ -158,9 +158,9 @@ class Op:
         if self.tuning_key is not None:
             entry = tuning.lookup(self.tuning_key(*args), args[0].device)
             if entry is not None and usable(entry["impl"]):
-                return self._decide(
-                    entry["impl"], "measured table", rejected, args, entry.get("config")
-                )
+                near = entry.get("nearest")
+                source = f"measured table, nearest shape {near}" if near else "measured table"
+                return self._decide(entry["impl"], source, rejected, args, entry.get("config"))
         for impl in self.impls.values():
             if impl.name in rejected:
                 continue
