@@ -65,8 +65,8 @@ class AlexNet(nn.Module):
             raise ValueError(f"without is {without!r}; allowed are layers 2 to 7")
         if side < 67:
             raise ValueError(f"side is {side!r}; it must be at least 67, or nothing is left of it")
-        if not 0 < width * 32 == int(width * 32):
-            raise ValueError(f"width is {width!r}; it must be a positive multiple of 1/32")
+        if not 0 < width * 16 == int(width * 16):
+            raise ValueError(f"width is {width!r}; it must be a positive multiple of 1/16")
         self.input_size = (3, side, side)
         features: OrderedDict[str, nn.Module] = OrderedDict()
         channels = 3
