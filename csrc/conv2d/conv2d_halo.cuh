@@ -1,0 +1,83 @@
+// What the two halo kernels share: their parameters and the walk over tiles.
+#pragma once
+
+#include "common/epilogue.cuh"
+#include "common/sm90/mbarrier.cuh"
+#include "common/sm90/tma.cuh"
+#include "common/sm90/wgmma.cuh"
+#include "conv2d/conv2d_maps.h"
+
+namespace cnnkernels {
+
+struct HaloParams {
+  const void* bias;
+  int k, r, s, pad_w, pad_h;
+  int width, rows, pitch, group_pixels;  // plan::HaloTile
+  int column_tiles, row_tiles, pixel_tiles, channel_tiles;
+  int box_bytes, box_slot;  // of the input box, and of the buffer that holds it
+  int chunks, chunk_channels, stages;
+  bool whole_rows, relu;
+};
+
+// Pixel tile `index`: image and first output column and row.
+struct HaloPosition {
+  int n, q, p;
+  __device__ HaloPosition(int index, const HaloParams& prm)
+      : n(index / prm.column_tiles / prm.row_tiles),
+        q(index % prm.column_tiles * prm.width),
+        p(index / prm.column_tiles % prm.row_tiles * prm.rows) {}
+};
+
+inline HaloParams halo_params(const ConvGroup& g) {
+  const plan::ConvProblem& x = g.params.problem;
+  const plan::HaloTile& t = g.plan.halo;
+  const plan::Instance& i = *g.plan.instance;
+  HaloParams prm{};
+  prm.bias = g.params.bias;
+  prm.k = x.k, prm.r = x.r, prm.s = x.s, prm.pad_w = x.pad_w, prm.pad_h = x.pad_h;
+  prm.width = t.width, prm.rows = t.rows, prm.pitch = t.pitch, prm.group_pixels = t.group_pixels;
+  prm.column_tiles = t.column_tiles, prm.row_tiles = t.row_tiles;
+  prm.pixel_tiles = static_cast<int>(g.plan.pixel_tiles);
+  prm.channel_tiles = g.plan.channel_tiles;
+  prm.box_bytes = t.box_pixels() * i.row_bytes;
+  prm.box_slot = plan::align_up(prm.box_bytes);
+  prm.chunks = g.plan.chunks, prm.chunk_channels = i.row_bytes / x.element_bytes();
+  prm.stages = g.plan.stages;
+  prm.whole_rows = t.whole_rows, prm.relu = g.params.relu;
+  return prm;
+}
+
+// Input box, weights of one tap, output rows of a store.
+struct HaloMaps {
+  CUtensorMap x, w, y;
+};
+
+inline cudaError_t halo_maps(const ConvGroup& g, int stored_rows, HaloMaps* maps) {
+  const plan::ConvProblem& x = g.params.problem;
+  const plan::HaloTile& t = g.plan.halo;
+  const plan::Instance& i = *g.plan.instance;
+  cudaError_t error = encode(
+      &maps->x, plan::image_map(x, x.c, x.w, x.h, g.input_pitch, i.row_bytes, t.pitch, t.box_rows),
+      x.dtype, g.params.input, true);
+  if (error != cudaSuccess) return error;
+  error = encode(&maps->w, plan::weight_map(x, i.row_bytes, i.channels), x.dtype, g.params.weight,
+                 true);
+  if (error != cudaSuccess) return error;
+  return encode(&maps->y,
+                plan::image_map(x, x.k, x.q(), x.p(), g.params.output_pitch, 128, t.stored_width(),
+                                stored_rows),
+                x.dtype, g.params.output, false);
+}
+
+// Stores one staged plane set of 64 channels from output pixel (q, p, n) on; one thread.
+template <class T>
+__device__ __forceinline__ void store_halo_tile(const CUtensorMap* y_map, uint32_t staged,
+                                                int plane_bytes, int channel, int k, int q, int p,
+                                                int n) {
+#pragma unroll
+  for (int plane = 0; plane < int(sizeof(T)) / 2; ++plane)
+    if (channel + plane * 32 < k)
+      sm90::tma_store_4d(y_map, staged + plane * plane_bytes, channel + plane * 32, q, p, n);
+}
+
+}  // namespace cnnkernels

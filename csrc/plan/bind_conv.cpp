@@ -1,0 +1,165 @@
+// Python view of the convolution planner.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "plan/conv_plan.h"
+
+namespace py = pybind11;
+using Ints = std::vector<int64_t>;
+
+namespace cnnkernels::plan {
+namespace {
+
+constexpr int kDefaultMultiprocessors = 132;  // H100 SXM
+
+Dtype dtype_named(const std::string& name) {
+  if (name == "bfloat16") return Dtype::bf16;
+  if (name == "float16") return Dtype::f16;
+  if (name == "float32") return Dtype::f32;
+  if (name == "float64") return Dtype::f64;
+  throw std::invalid_argument("dtype is '" + name +
+                              "'; allowed are bfloat16, float16, float32, float64");
+}
+
+ConvProblem problem(const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
+                    const Ints& dilation, int groups, const std::string& dtype, bool residual) {
+  if (x.size() != 4 || weight.size() != 4 || stride.size() != 2 || padding.size() != 2 ||
+      dilation.size() != 2)
+    throw std::invalid_argument("shapes are [N, C, H, W] and [K, C/groups, R, S], the rest pairs");
+  ConvProblem p;
+  p.n = x[0], p.c = x[1], p.h = x[2], p.w = x[3];
+  p.k = weight[0], p.r = weight[2], p.s = weight[3];
+  p.stride_h = stride[0], p.stride_w = stride[1];
+  p.pad_h = padding[0], p.pad_w = padding[1];
+  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
+  p.groups = groups, p.residual = residual, p.dtype = dtype_named(dtype);
+  return p;
+}
+
+std::string why_not(const ConvProblem& p, int sms) {
+  std::string text = conv_why_not(p);
+  if (text.empty()) text = choose_plan(p.group(), sms).why_not;
+  return text;
+}
+
+py::dict map_dict(const TensorMap& m) {
+  py::dict d;
+  d["dims"] = Ints(m.dims, m.dims + m.rank);
+  d["strides"] = Ints(m.strides, m.strides + m.rank - 1);
+  d["box"] = Ints(m.box, m.box + m.rank);
+  d["element_strides"] = Ints(m.element_strides, m.element_strides + m.rank);
+  d["swizzle"] = m.swizzle;
+  d["im2col"] = m.im2col;
+  d["lower"] = Ints(m.lower, m.lower + 2);
+  d["upper"] = Ints(m.upper, m.upper + 2);
+  d["error"] = map_error(m) ? py::cast(map_error(m)) : py::none();
+  return d;
+}
+
+py::dict plan_dict(const ConvProblem& g, const ConvPlan& plan, int sms) {
+  py::dict d;
+  d["instance"] = plan.instance->name;
+  d["why_not"] = plan.why_not.empty() ? py::none() : py::cast(plan.why_not);
+  if (!plan.why_not.empty()) return d;
+  d["reason"] = reason(plan, sms);
+  d["est_us"] = plan.us;
+  d["stages"] = plan.stages;
+  d["buffers"] = plan.buffers;
+  d["shared_bytes"] = plan.shared_bytes;
+  d["tiles"] = plan.tiles();
+  d["grid"] = plan.grid;
+  const Instance& i = *plan.instance;
+  if (i.family == Family::igemm) {
+    d["input"] = map_dict(g.pointwise() ? matrix_map(g, g.c, g.c, 128 / g.element_bytes(), i.pixels)
+                                        : im2col_map(g, g.c, 128, i.pixels));
+  } else {
+    const HaloTile& t = plan.halo;
+    d["input"] = map_dict(image_map(g, g.c, g.w, g.h, g.c, i.row_bytes, t.pitch, t.box_rows));
+    py::dict tile;
+    tile["whole_rows"] = t.whole_rows;
+    tile["width"] = t.width, tile["rows"] = t.rows, tile["pitch"] = t.pitch;
+    tile["pixels"] = t.pixels, tile["group_pixels"] = t.group_pixels;
+    tile["column_tiles"] = t.column_tiles, tile["row_tiles"] = t.row_tiles;
+    tile["stored_width"] = t.stored_width(), tile["box_rows"] = t.box_rows;
+    std::vector<int> starts, shifts;
+    for (int j = 0; j < t.pixels; ++j) starts.push_back(t.start(j));
+    for (int r = 0; r < g.r; ++r)
+      for (int s = 0; s < g.s; ++s) shifts.push_back(t.shift(r, s));
+    tile["starts"] = starts, tile["shifts"] = shifts;
+    d["halo"] = tile;
+  }
+  d["weights"] = map_dict(weight_map(g, i.row_bytes, i.channels));
+  return d;
+}
+
+}  // namespace
+
+void bind_conv(py::module_& m) {
+  m.def(
+      "conv_why_not",
+      [](const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
+         const Ints& dilation, int groups, const std::string& dtype, bool channels_last,
+         bool residual) -> py::object {
+        std::string text = channels_last ? "" : "the kernels take channels_last";
+        if (text.empty())
+          text = why_not(problem(x, weight, stride, padding, dilation, groups, dtype, residual),
+                         kDefaultMultiprocessors);
+        return text.empty() ? py::object(py::none()) : py::cast(text);
+      },
+      py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"), py::arg("padding"),
+      py::arg("dilation"), py::arg("groups"), py::arg("dtype"), py::arg("channels_last") = true,
+      py::arg("residual") = false,
+      "Why the Hopper convolution kernels can't run this problem, or None.");
+  m.def(
+      "conv_plans",
+      [](const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
+         const Ints& dilation, int groups, const std::string& dtype, bool residual, int sms) {
+        const ConvProblem p =
+            problem(x, weight, stride, padding, dilation, groups, dtype, residual);
+        const std::string text = conv_why_not(p);
+        if (!text.empty()) throw std::invalid_argument(text);
+        std::vector<py::dict> plans;
+        for (const ConvPlan& plan : plan_all(p.group(), sms))
+          plans.push_back(plan_dict(p.group(), plan, sms));
+        return plans;
+      },
+      py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"), py::arg("padding"),
+      py::arg("dilation"), py::arg("groups"), py::arg("dtype"), py::arg("residual") = false,
+      py::arg("sms") = kDefaultMultiprocessors,
+      "Every instance's plan of one group, the best estimate first, unusable ones last.");
+  m.def(
+      "conv_choose",
+      [](const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
+         const Ints& dilation, int groups, const std::string& dtype, bool residual, int sms) {
+        const ConvProblem p =
+            problem(x, weight, stride, padding, dilation, groups, dtype, residual);
+        const std::string text = why_not(p, sms);
+        if (!text.empty()) throw std::invalid_argument(text);
+        return plan_dict(p.group(), choose_plan(p.group(), sms), sms);
+      },
+      py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"), py::arg("padding"),
+      py::arg("dilation"), py::arg("groups"), py::arg("dtype"), py::arg("residual") = false,
+      py::arg("sms") = kDefaultMultiprocessors,
+      "The planner's choice: {instance, reason, est_us, ...} of one group.");
+  m.def(
+      "conv_instances",
+      [] {
+        std::vector<py::dict> rows;
+        for (const Instance& i : kInstances) {
+          py::dict d;
+          d["name"] = i.name, d["channels"] = i.channels, d["pixels"] = i.pixels;
+          d["row_bytes"] = i.row_bytes, d["why"] = i.why;
+          rows.push_back(d);
+        }
+        return rows;
+      },
+      "The compiled convolution kernels.");
+}
+
+}  // namespace cnnkernels::plan
+
+void bind_conv(py::module_& m) { cnnkernels::plan::bind_conv(m); }

@@ -1,0 +1,190 @@
+// Stand-alone check of the convolution kernels (no torch): every instance that takes a case,
+// against an fp64 CPU reference at sampled outputs; NaN-poisoned outputs, guard zones and foreign
+// channels untouched, two runs bit-equal. Arguments: dtypes ("bf16", "f16", "f32"; all when none is
+// named), "small" for the cheap cases only.
+//   nvcc -O3 -std=c++17 --expt-relaxed-constexpr -Icsrc -gencode arch=compute_90a,code=sm_90a \
+//        tests/cuda/check_conv2d.cu csrc/conv2d/conv2d_*_sm90.cu -o check_conv2d
+//   compute-sanitizer --tool memcheck ./check_conv2d bf16 small   # racecheck, synccheck likewise
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "conv2d/conv2d.h"
+
+using namespace cnnkernels;
+
+#define CUDA_OK(call)                                        \
+  do {                                                       \
+    cudaError_t e = (call);                                  \
+    if (e != cudaSuccess) {                                  \
+      std::printf("%s: %s\n", #call, cudaGetErrorString(e)); \
+      std::exit(2);                                          \
+    }                                                        \
+  } while (0)
+
+struct Case {
+  int n, h, w, c, k, r, s, stride, pad, dilation, groups;
+  bool residual, relu, bias;
+  int extra;  // channels of the wider output tensor besides k
+};
+
+const Case kCases[] = {
+    {2, 14, 14, 64, 64, 1, 1, 1, 0, 1, 1, false, true, true, 0},
+    {3, 7, 7, 256, 136, 1, 1, 1, 0, 1, 1, true, true, true, 0},
+    {2, 27, 27, 128, 320, 1, 1, 1, 0, 1, 1, true, false, true, 0},
+    {2, 15, 15, 72, 64, 3, 3, 2, 1, 1, 1, true, true, true, 0},
+    {2, 13, 19, 128, 256, 3, 3, 1, 1, 1, 1, true, true, false, 0},
+    {2, 28, 28, 128, 128, 3, 3, 1, 1, 1, 1, false, true, true, 64},
+    {3, 14, 14, 96, 208, 3, 3, 1, 1, 1, 1, false, true, true, 0},
+    {1, 56, 56, 64, 64, 3, 3, 1, 1, 1, 1, false, true, true, 0},
+    {5, 29, 57, 32, 136, 5, 5, 1, 1, 1, 1, false, false, true, 0},
+    {9, 28, 28, 16, 32, 5, 5, 1, 2, 1, 1, false, true, true, 8},
+    {9, 14, 14, 16, 48, 5, 5, 1, 2, 1, 1, false, true, true, 0},
+    {2, 27, 27, 48, 128, 5, 5, 1, 2, 1, 2, false, true, true, 0},
+    {2, 27, 27, 96, 256, 5, 5, 1, 2, 1, 2, true, true, true, 32},
+    {3, 28, 20, 160, 48, 3, 3, 1, 2, 2, 1, false, true, true, 0},
+    {2, 23, 30, 64, 72, 1, 7, 1, 3, 1, 1, false, true, true, 0},
+    {2, 17, 33, 40, 48, 3, 3, 1, 0, 1, 1, false, true, true, 0},
+    {70, 7, 7, 64, 512, 3, 3, 1, 1, 1, 1, true, true, true, 0},
+    {40, 28, 28, 64, 192, 3, 3, 1, 1, 1, 1, false, true, true, 0},
+};
+
+static float uniform() { return static_cast<float>(rand()) / RAND_MAX * 2 - 1; }
+static double value(__nv_bfloat16 v) { return __bfloat162float(v); }
+static double value(__half v) { return __half2float(v); }
+static double value(float v) { return v; }
+
+template <class T>
+struct Device {
+  T* p = nullptr;
+  size_t count;
+  explicit Device(size_t n) : count(n) { CUDA_OK(cudaMalloc(&p, n * sizeof(T))); }
+  explicit Device(const std::vector<T>& v) : Device(v.size()) {
+    CUDA_OK(cudaMemcpy(p, v.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  ~Device() { cudaFree(p); }
+};
+
+template <class T>
+std::vector<T> random_vector(size_t n, float scale) {
+  std::vector<T> v(n);
+  for (T& e : v) e = T(uniform() * scale);
+  return v;
+}
+
+template <class T>
+int check_case(const Case& t, Dtype dtype, double tolerance) {
+  constexpr size_t kGuard = 4096;
+  plan::ConvProblem x;
+  x.n = t.n, x.c = t.c, x.h = t.h, x.w = t.w, x.k = t.k, x.r = t.r, x.s = t.s;
+  x.stride_h = x.stride_w = t.stride;
+  x.pad_h = t.r > 1 ? t.pad : 0, x.pad_w = t.s > 1 ? t.pad : 0;
+  x.dilation_h = x.dilation_w = t.dilation;
+  x.groups = t.groups, x.residual = t.residual, x.dtype = dtype;
+  const int p = x.p(), q = x.q(), pitch = t.k + t.extra, cg = t.c / t.groups, kg = t.k / t.groups;
+  const size_t pixels = x.pixels(), total = pixels * pitch + 2 * kGuard;
+  const auto hx = random_vector<T>(size_t(t.n) * t.h * t.w * t.c, 1);
+  const auto hw = random_vector<T>(size_t(t.k) * t.r * t.s * cg, 0.1f);
+  const auto hb = random_vector<T>(t.k, 1), hz = random_vector<T>(pixels * t.k, 1);
+  Device<T> dx(hx), dw(hw), db(hb), dz(hz), dy(total);
+  ConvParams params{x,
+                    dx.p,
+                    dw.p,
+                    t.bias ? db.p : nullptr,
+                    t.residual ? dz.p : nullptr,
+                    dy.p + kGuard + t.extra / 2 / 8 * 8,
+                    pitch,
+                    t.relu};
+  const int offset = t.extra / 2 / 8 * 8;
+
+  std::vector<size_t> samples;
+  std::vector<double> expected;
+  for (int i = 0; i < 3000; ++i) {
+    const size_t j = (size_t(rand()) * 32768 + rand()) % (pixels * t.k);
+    const int k = j % t.k;
+    const size_t m = j / t.k;
+    const int ow = m % q, oh = m / q % p, n = m / q / p;
+    double acc = t.bias ? value(hb[k]) : 0;
+    for (int r = 0; r < t.r; ++r)
+      for (int s = 0; s < t.s; ++s) {
+        const int h = oh * t.stride - x.pad_h + r * t.dilation;
+        const int w = ow * t.stride - x.pad_w + s * t.dilation;
+        if (h < 0 || w < 0 || h >= t.h || w >= t.w) continue;
+        const size_t from = ((size_t(n) * t.h + h) * t.w + w) * t.c + k / kg * cg;
+        const size_t filter = ((size_t(k) * t.r + r) * t.s + s) * cg;
+        for (int c = 0; c < cg; ++c) acc += value(hx[from + c]) * value(hw[filter + c]);
+      }
+    if (t.residual) acc += value(hz[j]);
+    if (t.relu && acc < 0) acc = 0;
+    samples.push_back(m * pitch + offset + k), expected.push_back(acc);
+  }
+
+  int bad = 0;
+  for (const plan::Instance& instance : plan::kInstances) {
+    if (!plan::plan_instance(x.group(), instance, 132).why_not.empty()) continue;
+    std::vector<T> first(total), again(total);
+    for (auto* out : {&first, &again}) {
+      CUDA_OK(cudaMemset(dy.p, 0xff, total * sizeof(T)));  // NaN
+      const cudaError_t launched = launch_conv2d_sm90(params, &instance, nullptr);
+      const cudaError_t ran = cudaDeviceSynchronize();
+      if (launched != cudaSuccess || ran != cudaSuccess) {
+        std::printf("%s: launch %s, run %s\n", instance.name, cudaGetErrorString(launched),
+                    cudaGetErrorString(ran));
+        std::exit(3);
+      }
+      CUDA_OK(cudaMemcpy(out->data(), dy.p, total * sizeof(T), cudaMemcpyDeviceToHost));
+    }
+    const bool same = std::memcmp(first.data(), again.data(), total * sizeof(T)) == 0;
+    size_t foreign = 0, unwritten = 0;  // touched outside the slice, left inside it
+    for (size_t i = 0; i < total; ++i) {
+      const bool nan = std::isnan(value(first[i]));
+      const bool guard = i < kGuard || i >= total - kGuard;
+      const int k = guard ? -1 : int((i - kGuard) % pitch) - offset;
+      if (guard || k < 0 || k >= t.k)
+        foreign += !nan;
+      else
+        unwritten += nan;
+    }
+    double num = 0, den = 0;
+    for (size_t i = 0; i < samples.size(); ++i) {
+      const double d = value(first[kGuard + samples[i]]) - expected[i];
+      num += d * d, den += expected[i] * expected[i];
+    }
+    const double error = std::sqrt(num / den);
+    const bool ok = error < tolerance && same && !foreign && !unwritten;
+    bad += !ok;
+    std::printf("%s n%d %dx%d c%d k%d %dx%d/%d p%d d%d g%d res%d %-20s error %.2e %s%s%s%s\n",
+                dtype == Dtype::bf16  ? "bf16"
+                : dtype == Dtype::f16 ? "f16"
+                                      : "f32",
+                t.n, t.h, t.w, t.c, t.k, t.r, t.s, t.stride, t.pad, t.dilation, t.groups,
+                t.residual, instance.name, error, ok ? "ok" : "BAD", same ? "" : " differs",
+                foreign ? " foreign" : "", unwritten ? " unwritten" : "");
+    std::fflush(stdout);
+  }
+  return bad;
+}
+
+int main(int argc, char** argv) {
+  auto wanted = [&](const char* name) {
+    for (int i = 1; i < argc; ++i)
+      if (std::strcmp(argv[i], name) == 0) return true;
+    return false;
+  };
+  const bool all = !wanted("bf16") && !wanted("f16") && !wanted("f32"), small = wanted("small");
+  int bad = 0;
+  for (const Case& t : kCases) {
+    if (small && int64_t{t.n} * t.h * t.w * t.c * t.k * t.r * t.s > 300'000'000) continue;
+    if (all || wanted("bf16")) bad += check_case<__nv_bfloat16>(t, Dtype::bf16, 5e-3);
+    if (all || wanted("f16")) bad += check_case<__half>(t, Dtype::f16, 1e-3);
+    if (all || wanted("f32")) bad += check_case<float>(t, Dtype::f32, 1e-3);
+  }
+  std::printf(bad ? "%d BAD\n" : "all ok (%d bad)\n", bad);
+  return bad != 0;
+}
