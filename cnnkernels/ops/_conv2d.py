@@ -219,6 +219,10 @@ def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, 
         return reason
     if not hasattr(_lib.plan, "conv_why_not"):
         return _lib.plan_missing or "this build's planner knows no convolution"
+    if _capability(x.device) != (9, 0):
+        return "the tensor-core kernels are compiled for sm_90a"
+    if any(t is not None and t.data_ptr() % 16 for t in (x, weight, residual)):
+        return "an operand does not start at 16 bytes, as TMA wants"
     if x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
         return "float32 runs in TF32, and torch.backends.cudnn.allow_tf32 is False"
     return _lib.plan.conv_why_not(
@@ -319,7 +323,7 @@ def implementations(*, residual: bool, relu: bool) -> list[Impl]:
         return Impl(name, arguments(_wrap(fn)), arguments(why_not), **options)
 
     return [
-        impl("cuda", _cuda, _cuda_why_not, default=False, tunable=True),
+        impl("cuda", _cuda, _cuda_why_not, tunable=True),
         impl("cudnn", _cudnn, _cudnn_why_not),
         impl("cpu", _cpu, _cpu_why_not),
         # After cpu: on CPU tensors it is Triton's interpreter.
