@@ -375,3 +375,65 @@ def report(
     from . import report as page
 
     typer.echo(page.write(page.merge([record.load(file) for file in files]), out))
+
+
+@bench.command("kernel")
+def kernel(
+    name: Annotated[str, typer.Argument(help="An op, or op:backend, as in conv2d_relu:triton.")],
+    shape: Annotated[
+        str, typer.Option(help='"64x56x56x256->64 1x1/1" (NxHxWxC->K RxS/stride), or NxCxHxW.')
+    ],
+    config: Annotated[str, typer.Option(help="JSON, or key=value pairs with commas.")] = "",
+    sweep: Annotated[bool, typer.Option("--sweep", help="Every config that there is.")] = False,
+    ncu: Annotated[
+        bool, typer.Option("--ncu", help="Nsight Compute's command line and key counters.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", hidden=True)] = False,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16, tf32 or fp32.")] = "",
+    layout: Annotated[Layout, typer.Option(help="Of all tensors.")] = Layout.NHWC,
+    phase: Annotated[str, typer.Option(help="infer, train or backward.")] = "infer",
+    device: Device = "auto",
+    quick: Quick = False,
+    seconds: Seconds = None,
+    seed: Seed = None,
+    out: Out = None,
+) -> None:
+    """One implementation of one op at one shape: time it, sweep its configs, profile it."""
+    import sys
+
+    from . import kernel as one
+    from . import show
+    from .case import DTYPES
+    from .ops import PHASES
+    from .run import run_cases
+
+    where = _device(device)
+    (precision,) = _list(dtype, "--dtype", DTYPES) or ["fp32" if where.type == "cpu" else "bf16"]
+    (kind,) = _list(phase, "--phase", PHASES)
+    settings = _settings(quick, seed, seconds)
+    case = one.make_case(
+        name, shape, precision, layout.value, where, one.parse_config(config), sweep, kind
+    )
+    if once:
+        one.run_once(case)
+        return
+    record = run_cases([lambda: case], "kernel", where, settings, _json(out, "kernel"))
+    if sweep:
+        good = [row for row in record.rows if row["ours"] and row["status"] == "ok"]
+        best = min(good, key=lambda row: row["cold"]["median_us"], default=None)
+        if best is not None:
+            show.console.print(f"fastest: {best['impl']}", markup=False, soft_wrap=True)
+    if ncu:
+        arguments = sys.argv[sys.argv.index("kernel") + 1 :]
+        command, launches = one.profile([a for a in arguments if a not in ("--ncu", "--sweep")])
+        show.console.print(command, markup=False, soft_wrap=True)
+        if launches is None:
+            show.console.print("ncu is not on PATH or there is no GPU: run the line above there")
+        else:
+            table = show.new_table("Nsight Compute")
+            for column in ("kernel", *one.NCU_METRICS.values()):
+                table.add_column(column, overflow="fold")
+            for launch in launches:
+                cells = (launch.get(column, "") for column in one.NCU_METRICS.values())
+                table.add_row(launch["kernel"], *cells)
+            show.console.print(table)

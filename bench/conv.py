@@ -39,16 +39,19 @@ def _cudnn(layer: ConvLayer, residual: bool) -> Callable:
     return lambda x, w, b: torch.cudnn_convolution_relu(x, w, b, *geometry)
 
 
-def _ours(layer: ConvLayer, residual: bool, backend: str) -> Callable:
+def our_candidate(layer: ConvLayer, residual: bool, backend: str) -> Candidate:
+    """Our op on one backend, or with "auto" the one that the dispatcher chooses."""
+
     def run(*inputs):
-        with cnnkernels.use(backend, strict=backend != "auto"):
+        with torch.no_grad(), cnnkernels.use(backend, strict=backend != "auto"):
             if residual:
                 x, z, w, b = inputs
                 return cnnkernels.conv2d_add_relu(x, w, z, b, layer.stride, layer.padding)
             x, w, b = inputs
             return cnnkernels.conv2d_relu(x, w, b, layer.stride, layer.padding)
 
-    return run
+    explain = explained(run) if backend == "auto" else None
+    return Candidate.of(run, ours=True, backend=backend, explain=explain)
 
 
 def _without_gradients(fn: Callable) -> Callable:
@@ -87,10 +90,7 @@ def make_case(
         if backend == "cudnn":
             continue  # the same as the rival above
         name = "cnnkernels" if backend == "auto" else f"cnnkernels {backend}"
-        fn = _without_gradients(_ours(layer, residual, backend))
-        candidates[name] = Candidate.of(
-            fn, ours=True, backend=backend, explain=explained(fn) if backend == "auto" else None
-        )
+        candidates[name] = our_candidate(layer, residual, backend)
     itemsize = dtype_of(dtype).itemsize
     return Case(
         suite="conv",

@@ -101,14 +101,19 @@ def _inputs(spec: Spec, shape, dtype: str, layout: str):
     return make
 
 
-def _forward(fn: Callable, backend: str | None = None, strict: bool = True) -> Candidate:
+def _use(backend: str | None):
+    """The backend for a ``with`` block; one named must run, or the row says why it can't."""
+    return cnnkernels.use(backend or "auto", strict=backend not in (None, "auto"))
+
+
+def _forward(fn: Callable, backend: str | None = None) -> Candidate:
     """``fn`` without gradients, on one backend where named."""
 
     def run(*inputs):
         with torch.no_grad():
             if backend is None:
                 return fn(*inputs)
-            with cnnkernels.use(backend, strict=strict):
+            with _use(backend):
                 return fn(*inputs)
 
     if backend is None:
@@ -136,7 +141,7 @@ def _training(fn: Callable, backend: str | None = None) -> Candidate:
         def run():
             if backend is None:
                 return fn(*leaves)
-            with cnnkernels.use(backend):
+            with _use(backend):
                 return fn(*leaves)
 
         return run
@@ -159,11 +164,11 @@ def _backward(fn: Callable, backend: str | None = None) -> Candidate:
 
     def bind(grad, *inputs):
         leaves = [x.detach().requires_grad_() for x in inputs]
-        with cnnkernels.use(backend or "auto"):
+        with _use(backend):
             out = fn(*leaves)
 
         def run():
-            with cnnkernels.use(backend or "auto"):
+            with _use(backend):
                 return torch.autograd.grad(out, leaves, grad)
 
         return run
