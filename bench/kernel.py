@@ -15,7 +15,7 @@ import torch
 from .. import _lib
 from ..ops import OPS, _conv2d
 from . import conv, ops
-from .case import Candidate, Case
+from .case import Candidate, Case, dtype_of
 from .layers import ConvLayer
 
 CONV_OPS = ("conv2d_relu", "conv2d_add_relu")
@@ -125,16 +125,20 @@ def config_label(config: dict) -> str:
 
 def configs_of(backend: str, case: Case, layer: ConvLayer) -> list[dict]:
     """Every config that the backend has for this convolution; ValueError where it has none."""
+    geometry = ([layer.stride] * 2, [layer.padding] * 2, [1, 1], 1)
     if backend == "triton":
-        x, *_, w, _bias = (t.to("meta") for t in case.make_inputs(torch.Generator(case.device)))
-        geometry = ([layer.stride] * 2, [layer.padding] * 2, [1, 1], 1)
+        x, *_, w, _bias = case.make_inputs(torch.Generator(case.device))
         return list(
             _conv2d.triton_configs(
                 _conv2d.problem(x, w, *geometry), case.device, case.dtype == "tf32"
             )
         )
-    if backend == "cuda" and hasattr(_lib.plan, "conv_instances"):
-        return [{"instance": name} for name in _lib.plan.conv_instances()]
+    if backend == "cuda" and _lib.plan is not None:
+        plans = _lib.plan.conv_plans(
+            list(case.shape), list(layer.weight_shape), *geometry,
+            str(dtype_of(case.dtype)).removeprefix("torch."), case.op == "conv2d_add_relu",
+        )  # fmt: skip
+        return [{"instance": plan["instance"]} for plan in plans if plan["why_not"] is None]
     raise ValueError(f"--sweep: the {backend} implementation has no configs to sweep over")
 
 

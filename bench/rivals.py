@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 from collections.abc import Callable
 
@@ -81,9 +82,7 @@ def eager_twin(model: nn.Module) -> nn.Module:
 
 
 def optimizer() -> Callable[..., nn.Module] | None:
-    """``cnnkernels.optimize.optimize``, or None in a build without it."""
+    """``cnnkernels.optimize``, or None in a build without it."""
     if importlib.util.find_spec("cnnkernels.optimize") is None:
         return None
-    from .. import optimize
-
-    return getattr(optimize, "optimize", None)
+    return importlib.import_module("cnnkernels.optimize").optimize

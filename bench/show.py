@@ -130,11 +130,12 @@ def losses(rows: list[dict]) -> list[str]:
     """One line per row of the automatic choice that is slower than its best rival."""
     lines = []
     for row in rows:
-        if row["impl"] != "cnnkernels" or row["status"] != "ok":
+        if row["impl"] not in ("cnnkernels", "cnnkernels optimized") or row["status"] != "ok":
             continue
         rival = best_rival(row, rows)
         if rival and rival[1] < 1:
-            lines.append(f"{row['case']}: {ratio(rival[1])} of {rival[0]}")
+            name = "" if row["impl"] == "cnnkernels" else " (optimized)"
+            lines.append(f"{row['case']}{name}: {ratio(rival[1])} of {rival[0]}")
     return lines
 
 
