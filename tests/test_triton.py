@@ -3,6 +3,8 @@ oracles: values, layouts, NaN, and outputs written into a slice of a larger tens
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -110,7 +112,8 @@ def test_conv_with_descriptors(read, device):
         exact = oracles.relu(exact + residual.double())
         plain = (F.conv2d(x, weight, bias, *geometry) + residual).relu()
         # Two multiprocessors, so that programs walk over several tiles.
-        configs = space.descriptor_configs(conv_of(x, weight, *geometry), 90, 2, True)
+        conv = replace(conv_of(x, weight, *geometry), residual=True)
+        configs = space.descriptor_configs(conv, 90, 2, True)
         assert configs, "no descriptor config for a shape that is here for one"
         for config in configs:
             out = conv2d(

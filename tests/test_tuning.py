@@ -194,11 +194,24 @@ def test_every_shipped_table_is_usable():
 @given(
     n=st.integers(1, 64), c=st.integers(1, 512), k=st.integers(1, 512), hw=st.integers(1, 64),
     r=st.integers(1, 5), stride=st.integers(1, 4), nhwc=st.booleans(), size=st.sampled_from([2, 4]),
-    capability=st.sampled_from([80, 89, 90]),
+    residual=st.booleans(),    capability=st.sampled_from([80, 89, 90]),
 )  # fmt: skip
-def test_every_shape_has_configs(n, c, k, hw, r, stride, nhwc, size, capability):
+def test_every_shape_has_configs(n, c, k, hw, r, stride, nhwc, size, residual, capability):
     conv = space.Conv(
-        n, c, hw, hw, k, r, r, (stride, stride), (r // 2, r // 2), (1, 1), 1, nhwc, size
+        n,
+        c,
+        hw,
+        hw,
+        k,
+        r,
+        r,
+        (stride, stride),
+        (r // 2, r // 2),
+        (1, 1),
+        1,
+        nhwc,
+        size,
+        residual,
     )
     configs = space.conv_configs(conv, capability, tf32=size == 4)
     assert configs and configs[-1]["kind"] == "pointer"
@@ -206,9 +219,7 @@ def test_every_shape_has_configs(n, c, k, hw, r, stride, nhwc, size, capability)
     for config in configs:
         if config["kind"] != "pointer":
             assert capability >= 90 and nhwc
-            pixels = config["box"][0] * config["box"][1] * config["box"][2]
-            stage = (pixels + config["block_n"]) * config["block_k"] * size
-            assert stage * config["num_stages"] < space.SMEM_LIMIT[capability]
+            assert space.shared_bytes(conv, config) <= space.SMEM_LIMIT[capability]
 
 
 def tune(*args):

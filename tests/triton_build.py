@@ -3,6 +3,7 @@ process without Triton's interpreter. Prints one JSON object per kernel."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -58,6 +59,7 @@ def build(fn, signature: dict, constants: dict, capability: int, **options) -> d
         "wgmma": ptx.count("wgmma.mma_async"), "mma": ptx.count("mma.sync"),
         "tma_loads": ptx.count("cp.async.bulk.tensor") - ptx.count(".global.shared::cta"),
         "tma_stores": ptx.count(".global.shared::cta"), "async_loads": ptx.count("cp.async.cg"),
+        "dots_from_registers": kernel.asm["ttgir"].count("ttg.dot_op"),
         "spills": ptx.count(".local"),
     }  # fmt: skip
 
@@ -73,15 +75,16 @@ def descriptor(conv: space.Conv, config: dict, capability: int, dtype: str = "bf
     stem = config["kind"] == "stem"
     by_two = not stem and conv.stride == (2, 2) and conv.r > 1
     out_box = [*box, n // config["split"]]
-    blocks = {"x": [*box[:2], 1, box[2], k] if by_two else [*box, k], "w": [n, 1, k],
+    blocks = {"x": [*box[:2], 1, box[2], k] if by_two else [*box, k], "w": [1, n, k],
               "res": out_box, "out": out_box}  # fmt: skip
     signature = {name: f"tensordesc<{dtype}{block}>" for name, block in blocks.items()}
     constants = {
         "C": channels, "R": taps if stem else conv.r, "S": 1 if stem else conv.s,
         "PAD_H": conv.padding[0], "PAD_W": conv.padding[1], "DIL_H": 1, "DIL_W": 1,
-        "BY_TWO": by_two, "HAS_BIAS": True, "HAS_RES": True, "RELU": True, "PRECISION": "tf32",
+        "BY_TWO": by_two, "HAS_BIAS": True, "HAS_RES": conv.residual, "RELU": True, "PRECISION": "tf32",
         "BOX_N": box[0], "BOX_H": box[1], "BOX_W": box[2], "BN": n, "BK": k,
-        "SPLIT": config["split"], "FLATTEN": config["flatten"],
+        "SPLIT": config["split"], "SWAP": config["kind"] != "matrix",
+        "FLATTEN": config["flatten"],
     }  # fmt: skip
     options = {name: config[name] for name in ("num_warps", "num_stages")}
     kernel = conv2d_descriptor.conv2d_descriptor_kernel
@@ -116,14 +119,18 @@ def layers():
 
 
 def all_descriptors():
-    """Every config of every layer, a kernel once: few differ in more than their sizes."""
+    """Every tile once for each way of reading; a tile's kernels differ in little else."""
     seen = set()
-    for conv in layers():
+    for conv, residual in itertools.product(layers(), (False, True)):
+        conv = replace(conv, residual=residual)
+        kind = space.descriptor_kind(conv)
         for config in space.descriptor_configs(conv, 90, 132, False):
-            key = json.dumps([config, space._reduction(conv, config["kind"])])
+            tile = {name: v for name, v in config.items() if name not in ("box", "programs")}
+            pixels = config["box"][0] * config["box"][1] * config["box"][2]
+            key = json.dumps([kind, pixels, residual, tile])
             if key not in seen:
                 seen.add(key)
-                yield descriptor(conv, config, 90)
+                yield descriptor(conv, config, 90) | {"estimate": space.shared_bytes(conv, config)}
 
 
 def all_pointers(capability: int):

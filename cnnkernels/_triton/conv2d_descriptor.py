@@ -5,6 +5,8 @@ channels; for each filter tap the same box of x, shifted, is one load: what fall
 comes back as zeros and is the padding. Programs walk the tiles in steps of their number, channel
 tiles fastest (neighbours share pixels). Stride 2 reads a 5-D view [N, H/2, 2, W/2, 2C] in which a
 tap's rows and columns of one parity lie side by side. A 1x1 convolution is the image [1, 1, M, C].
+With SWAP the product is channels x pixels: a box with several sizes above 1 reaches the tensor
+cores from shared memory only as their second operand (as the first it goes through registers).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 @triton.jit
 def conv2d_descriptor_kernel(
     x,  # descriptor [N, H, W, C], or the 5-D view with BY_TWO
-    w,  # descriptor [K, R * S, C]
+    w,  # descriptor [R * S, K, C]
     res,  # descriptor [N, P, Q, K]
     out,  # descriptor [N, P, Q, K]
     bias_ptr,  # [K]
@@ -27,7 +29,7 @@ def conv2d_descriptor_kernel(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, BY_TWO: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RES: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, SPLIT: tl.constexpr, FLATTEN: tl.constexpr,
+    BK: tl.constexpr, SPLIT: tl.constexpr, SWAP: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = BOX_N * BOX_H * BOX_W
     CHUNKS: tl.constexpr = (C + BK - 1) // BK
@@ -39,7 +41,7 @@ def conv2d_descriptor_kernel(
         p0, n0 = rest % tiles_p * BOX_H, rest // tiles_p * BOX_N
 
         # Sum over taps and channels.
-        acc = tl.zeros((BM, BN), tl.float32)
+        acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
         for step in range(R * S * CHUNKS):
             c, tap = step % CHUNKS * BK, step // CHUNKS
             dy, dx = tap // S * DIL_H - PAD_H, tap % S * DIL_W - PAD_W
@@ -47,9 +49,13 @@ def conv2d_descriptor_kernel(
                 a = x.load([n0, p0 + (dy >> 1), dy & 1, q0 + (dx >> 1), (dx & 1) * C + c])
             else:
                 a = x.load([n0, p0 + dy, q0 + dx, c])
-            b = w.load([k0, tap, c])
-            a, b = tl.reshape(a, (BM, BK)), tl.reshape(b, (BN, BK))
-            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+            a, b = tl.reshape(a, (BM, BK)), tl.reshape(w.load([tap, k0, c]), (BN, BK))
+            if SWAP:
+                acc = tl.dot(b, a.T, acc, input_precision=PRECISION)
+            else:
+                acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+        if SWAP:
+            acc = acc.T
 
         # Epilogue, in halves where a whole tile's staging would not fit in shared memory.
         if SPLIT == 2:
@@ -155,7 +161,7 @@ def conv2d_descriptor(
     conv2d_descriptor_kernel[(min(tiles, config["programs"] or tiles),)](
         TensorDescriptor(base, *x_view, x_box),
         TensorDescriptor(
-            weight, [k, taps_n, channels], [taps_n * channels, channels, 1], [block_n, 1, block_k]
+            weight, [taps_n, k, channels], [channels, taps_n * channels, 1], [1, block_n, block_k]
         ),
         TensorDescriptor(res, *res_view, out_box),
         TensorDescriptor(out, *out_view, out_box),
@@ -165,5 +171,6 @@ def conv2d_descriptor(
         DIL_H=dilation[0], DIL_W=dilation[1], BY_TWO=stride == 2,
         HAS_BIAS=bias is not None, HAS_RES=residual is not None, RELU=relu, PRECISION=precision,
         BOX_N=box[0], BOX_H=box[1], BOX_W=box[2], BN=block_n, BK=block_k, SPLIT=split,
-        FLATTEN=config["flatten"], num_warps=config["num_warps"], num_stages=config["num_stages"],
+        SWAP=not matrix, FLATTEN=config["flatten"],
+        num_warps=config["num_warps"], num_stages=config["num_stages"],
     )  # fmt: skip

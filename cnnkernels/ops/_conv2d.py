@@ -244,11 +244,12 @@ def _cuda(x, weight, bias, residual, stride, padding, dilation, groups, relu, co
 # --- Triton ----------------------------------------------------------------------------------
 
 
-def problem(x, weight, stride, padding, dilation, groups) -> space.Conv:
+def problem(x, weight, stride, padding, dilation, groups, residual=False) -> space.Conv:
     """The call's geometry for the config space; hashable."""
     return space.Conv(
         *x.shape, weight.shape[0], *weight.shape[2:], tuple(stride), tuple(padding),
         tuple(dilation), groups, _args.memory_format(x) == torch.channels_last, x.element_size(),
+        residual,
     )  # fmt: skip
 
 
@@ -272,7 +273,7 @@ def _triton_why_not(x, weight, bias, residual, stride, padding, dilation, groups
 
 def _triton_conv2d(x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None):
     tf32 = x.device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    conv = problem(x, weight, stride, padding, dilation, groups)
+    conv = problem(x, weight, stride, padding, dilation, groups, residual is not None)
     if config is None:
         config = triton_configs(conv, x.device, tf32)[0]
     if config["kind"] != "pointer":

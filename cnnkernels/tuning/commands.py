@@ -123,7 +123,7 @@ def candidates(layer: Layer, args: tuple) -> Iterator[tuple[str, dict | None, Ca
             continue
         configs: list[dict | None] = [None]
         if impl.name == "triton":
-            conv = _conv2d.problem(x, weight, *layer.geometry)
+            conv = _conv2d.problem(x, weight, *layer.geometry, layer.residual)
             configs = _conv2d.triton_configs(conv, x.device, torch.backends.cudnn.allow_tf32)
         for config in configs:
             options = {} if config is None else {"config": config}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 SMEM_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}  # bytes a block may have
@@ -24,6 +25,7 @@ class Conv:
     groups: int
     nhwc: bool
     element_size: int
+    residual: bool = False
 
     @property
     def p(self) -> int:
@@ -79,10 +81,15 @@ def pointer_configs(conv: Conv, capability: int = 80) -> list[dict]:
     return list({tuple(c.items()): c for c in configs}.values())
 
 
-# (pixels, channels, warps) of the descriptor kernels' tiles.
-TILES = [
+# (pixels, channels, warps) of the "matrix" kernel's tiles.
+MATRIX_TILES = [
     (128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (256, 64, 8), (128, 64, 4),
     (64, 256, 4), (64, 128, 4), (64, 64, 4), (128, 32, 4), (128, 16, 4), (64, 32, 4), (64, 16, 4),
+]  # fmt: skip
+# The same of "taps" and "stem", whose product is channels x pixels: a warpgroup has 64 channels.
+BOX_TILES = [
+    (256, 128, 8), (128, 256, 8), (128, 128, 8), (128, 128, 4), (256, 64, 4), (256, 64, 8),
+    (64, 256, 8), (64, 128, 8), (64, 128, 4), (128, 64, 4), (64, 64, 4),
 ]  # fmt: skip
 
 
@@ -135,6 +142,19 @@ def _reduction(conv: Conv, kind: str) -> tuple[int, int]:
     return -(-conv.r // conv.stride[0]), -(-conv.s // conv.stride[1]) * cell
 
 
+def _shared(conv: Conv, tile: dict, stages: int) -> int:
+    pixels = math.prod(tile["box"])
+    stage = (pixels + tile["block_n"]) * tile["block_k"] * conv.element_size
+    staging = pixels * tile["block_n"] * conv.element_size // tile["split"]
+    # The pipeline, a buffer each for the stored tile and the residual, barriers.
+    return stages * stage + staging * (1 + conv.residual) + 2048
+
+
+def shared_bytes(conv: Conv, config: dict) -> int:
+    """Shared memory that a descriptor kernel takes at most."""
+    return _shared(conv, config, config["num_stages"])
+
+
 def descriptor_configs(conv: Conv, capability: int, multiprocessors: int, tf32: bool) -> list[dict]:
     """Tiles of the descriptor kernels that fit in shared memory, the cheapest by estimate first."""
     kind = descriptor_kind(conv, tf32)
@@ -150,40 +170,33 @@ def descriptor_configs(conv: Conv, capability: int, multiprocessors: int, tf32: 
     if strided:
         depths = {next(d for d in (64, 32, 16) if d <= widest and channels % d == 0)}
     found = []
-    for pixels, block_n, warps in TILES:
-        if block_n > power_of_two(conv.k, 16, 256) or pixels > power_of_two(conv.pixels, 64, 256):
+    for pixels, block_n, warps in MATRIX_TILES if kind == "matrix" else BOX_TILES:
+        narrowest = 16 if kind == "matrix" else 64
+        if block_n > power_of_two(conv.k, narrowest, 256):
+            continue
+        if pixels > power_of_two(conv.pixels, 64, 256):
             continue
         if kind == "matrix":
-            shapes = [(conv.pixels / _round_up(conv.pixels, pixels), (1, 1, pixels))]
+            useful, box = conv.pixels / _round_up(conv.pixels, pixels), (1, 1, pixels)
         else:
-            shapes = boxes(conv.n, conv.p, conv.q, pixels)[:1]
-        for useful, box in shapes:
-            for block_k in depths:
-                stage = (pixels + block_n) * block_k * conv.element_size
-                staging = pixels * block_n * conv.element_size
-                split = 2 if block_n == 256 else 1
-                # The pipeline, and one buffer each for the residual and the stored tile.
-                stages = min((limit - 2048 - 2 * staging // split) // stage, 4)
-                if stages < 2:
-                    continue
-                tiles = conv.pixels / useful / pixels * -(-conv.k // block_n)
-                blocks = max(min(limit // (stage * stages), 64 // (4 * warps)), 1)
-                clocks = taps * channels * max(pixels * block_n / 2048, (pixels + block_n) / 24)
-                clocks += staging / 16 + 2000
-                cost = -(-tiles // (multiprocessors * blocks)) * blocks * clocks
-                config = {
-                    "kind": kind, "box": list(box), "block_n": block_n, "block_k": block_k,
-                    "split": split, "num_warps": warps, "num_stages": stages,
-                }  # fmt: skip
-                # Triton 3.6 gave wrong results for 128 x 256 split tiles without flattening
-                # (seen on an H100, shifted boxes only).
-                if split == 1 or kind == "matrix":
-                    found.append((cost, config | {"programs": 0, "flatten": False}))
+            useful, box = boxes(conv.n, conv.p, conv.q, pixels)[0]
+        split = 2 if kind == "matrix" and block_n == 256 else 1
+        for block_k in depths:
+            tile = {"box": list(box), "block_n": block_n, "block_k": block_k, "split": split}
+            fitting = [n for n in (4, 3, 2) if _shared(conv, tile, n) <= limit]
+            if not fitting:
+                continue
+            stages = fitting[0]
+            tiles = conv.pixels / useful / pixels * -(-conv.k // block_n)
+            blocks = max(min(limit // _shared(conv, tile, stages), 64 // (4 * warps)), 1)
+            clocks = taps * channels * max(pixels * block_n / 2048, (pixels + block_n) / 24)
+            clocks += pixels * block_n * conv.element_size / 16 + 2000
+            cost = -(-tiles // (multiprocessors * blocks)) * blocks * clocks
+            config = {"kind": kind, **tile, "num_warps": warps, "num_stages": stages}
+            found.append((cost, config | {"programs": 0, "flatten": False}))
+            if tiles > multiprocessors and pixels * block_n >= 64 * 128:
                 persistent = {"programs": multiprocessors, "flatten": True}
-                if tiles > multiprocessors and pixels * block_n >= 128 * 128:
-                    found.append(
-                        (cost * 0.99, config | persistent | {"num_stages": min(stages, 3)})
-                    )
+                found.append((cost * 0.99, config | persistent | {"num_stages": min(stages, 3)}))
     return [config for _, config in sorted(found, key=lambda item: item[0])]
 
 
