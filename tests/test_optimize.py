@@ -68,6 +68,16 @@ def targets(fast) -> list[str]:
 
 X = (2, 3, 16, 16)
 
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tensors here are small: a second thread costs more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 CHAINS = {
     "conv": ([nn.Conv2d(3, 8, 3)], ["conv2d"]),
     "conv+bn+relu": (stem(), ["conv2d_relu"]),

@@ -9,9 +9,9 @@ import torch
 
 class GraphRunner:
     """Captures ``run(*flat)`` and replays it: inputs are copied into static buffers, outputs out of
-    them, so that two calls' results are independent."""
+    them, so that two calls' results are independent and all graphs can share one memory ``pool``."""
 
-    def __init__(self, run: Callable, flat: list, warmups: int = 3):
+    def __init__(self, run: Callable, flat: list, pool, warmups: int = 3):
         self._inputs = [t.clone() if isinstance(t, torch.Tensor) else t for t in flat]
         device = next(t.device for t in self._inputs if isinstance(t, torch.Tensor))
         side = torch.cuda.Stream(device)
@@ -21,7 +21,7 @@ class GraphRunner:
                 run(*self._inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self._graph):
+        with torch.no_grad(), torch.cuda.graph(self._graph, pool=pool):
             self._outputs = run(*self._inputs)
 
     def __call__(self, *flat):

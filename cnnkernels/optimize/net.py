@@ -13,6 +13,9 @@ aten = torch.ops.aten
 ours = torch.ops.cnnkernels
 
 
+FOLDS = ("batch norm folded",)
+
+
 class Unsupported(Exception):
     """The model can't be optimised; the message says why. It is then left alone."""
 
@@ -63,17 +66,17 @@ class Net:
         node.meta = {"val": self.tensors[name], "layers": (), "origin": None}
         return node
 
-    def replace(self, chain: list[fx.Node], target, args: tuple, kind: str | None = None):
+    def replace(self, chain: list[fx.Node], target, args: tuple, kind: str):
         """Put one call of ``target`` in the place of ``chain``'s last node; the others die where
         nothing else reads them. ``kind`` names the rewrite for the report."""
         last = chain[-1]
         with self.graph.inserting_before(last):
             node = self.graph.call_function(target, args)
         layers = tuple(dict.fromkeys(name for n in chain for name in n.meta["layers"]))
-        node.meta = {**last.meta, "layers": layers}
+        # A longer chain's name says what a shorter one's did; folding is told apart.
+        folds = [r for n in chain for r in n.meta.get("rewrites", ()) if r in FOLDS]
+        node.meta = {**last.meta, "layers": layers, "rewrites": (*folds, kind)}
         last.replace_all_uses_with(node)
-        if kind is not None:
-            self.report.fused.append((kind, " + ".join(layers)))
         for dead in reversed(chain):
             if not dead.users:
                 self.graph.erase_node(dead)

@@ -36,7 +36,7 @@ class Plan:
         ]
         self._shapes = [getattr(t, "shape", None) for t in found.inputs]
         self._own_weights()
-        self.graph = graph
+        self.graph, self._pool = graph, None
         self._prepared: OrderedDict = OrderedDict()
         self.set_layout(layout)
 
@@ -131,12 +131,17 @@ class Plan:
             self._prepared.move_to_end(key)
         return run(*self.program.lay_out(self.cast(flat)))
 
+    # Not in inference mode: buffers made there could not be written outside of it.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _prepare(self, key, flat: list) -> list:
         flat = self.cast(flat)
         outputs, steps = self.program.trace(flat)
         run = self.program.function(steps)
         if self.graph and self.device.type == "cuda":
-            run = GraphRunner(run, self.program.lay_out(flat))
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            run = GraphRunner(run, self.program.lay_out(flat), self._pool)
         self._prepared[key] = run
         while len(self._prepared) > SHAPES:
             self._prepared.popitem(last=False)

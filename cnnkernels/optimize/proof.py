@@ -124,9 +124,10 @@ def prove(plan, model, flat, dynamic, tolerance, autocast=None):
     reference_model = model_in(model, wide)
     own_model = model if autocast is not None else model_in(model, plan.dtype)
     errors, own_outputs = [], None
+    cuda = plan.device.type == "cuda"
     for label, inputs in input_sets(flat, dynamic):
         try:
-            with full_precision():
+            with full_precision() if cuda else contextlib.nullcontext():
                 expected = run_original(reference_model, inputs, plan.in_spec, wide)
         except RuntimeError:
             if "batch" not in label:
@@ -134,7 +135,7 @@ def prove(plan, model, flat, dynamic, tolerance, autocast=None):
             plan.dynamic_batch = False  # the model itself takes no other batch
             continue
         own = expected
-        tf32 = plan.device.type == "cuda" and plan.dtype == torch.float32
+        tf32 = cuda and plan.dtype == torch.float32
         if own_model is not reference_model or autocast is not None or tf32:
             own = run_original(own_model, inputs, plan.in_spec, plan.dtype, autocast)
         own_outputs = own if own_outputs is None else own_outputs

@@ -30,7 +30,7 @@ def run(net: Net) -> None:
         dtype = conv.meta["val"].dtype
         nodes = [net.add_constant(t, dtype, like=norm) for t in folded[key]]
         _share(net, folded, key, nodes)
-        net.replace([conv, norm], conv.target, (x, *nodes, *geometry), "conv + batch norm")
+        net.replace([conv, norm], conv.target, (x, *nodes, *geometry), "batch norm folded")
 
 
 def fold(weight, bias, gamma, beta, mean, variance, eps: float):
