@@ -54,3 +54,9 @@ def test_pointer_kernels_use_tensor_cores_and_fit(capability):
 @pytest.mark.parametrize("capability", [80, 90])
 def test_other_kernels_compile(capability):
     assert len(built("others", capability)) == 5
+
+
+def test_fused_pairs_use_tma_and_wgmma_and_fit():
+    for kernel in built("pairs", 90):
+        assert kernel["wgmma"] >= 2 and kernel["tma_loads"] >= 4 and kernel["tma_stores"] == 2
+        assert kernel["shared"] <= space.SMEM_LIMIT[90] and kernel["spills"] == 0, kernel

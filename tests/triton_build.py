@@ -17,6 +17,7 @@ from triton.compiler import ASTSource, compile
 from cnnkernels._triton import (
     add_relu,
     conv2d_descriptor,
+    conv2d_pair,
     conv2d_pointer,
     conv2d_stem,
     global_avg_pool2d,
@@ -144,6 +145,22 @@ def all_pointers(capability: int):
     yield pointer(conv, config, capability, "fp32", nchw=False)
 
 
+def all_pairs():
+    for c, k1, k2 in ((64, 256, 64), (128, 512, 128), (64, 256, 128)):
+        for config in space.pair_configs(c, k1, k2, 2):
+            m, n = config["block_m"], config["block_n"]
+            blocks = {"x": [m, c], "w1": [n, c], "res": [m, n], "w2": [k2, n], "y": [m, n],
+                      "z": [m, k2]}  # fmt: skip
+            signature = {name: f"tensordesc<bf16{block}>" for name, block in blocks.items()}
+            constants = {"K1": k1, "K2": k2, "HAS_B1": True, "HAS_B2": True, "PRECISION": "ieee",
+                         "BM": m, "BN": n}  # fmt: skip
+            yield build(
+                conv2d_pair.conv2d_pair_kernel,
+                signature | {"b1_ptr": "*bf16", "b2_ptr": "*bf16"}, constants, 90,
+                num_warps=config["num_warps"], num_stages=config["num_stages"],
+            )  # fmt: skip
+
+
 def the_others(capability: int):
     x = {"x_ptr": "*bf16", "out_ptr": "*bf16", "input_ptr": "*bf16", "residual_ptr": "*bf16",
          "w_ptr": "*bf16", "bias_ptr": "*bf16", "x_out_ptr": "*bf16", "w_out_ptr": "*bf16",
@@ -166,6 +183,6 @@ def the_others(capability: int):
 if __name__ == "__main__":
     what, capability = sys.argv[1], int(sys.argv[2])
     kernels = {"descriptors": lambda _: all_descriptors(), "pointers": all_pointers,
-               "others": the_others}  # fmt: skip
+               "others": the_others, "pairs": lambda _: all_pairs()}  # fmt: skip
     for kernel in kernels[what](capability):
         print(json.dumps(kernel), flush=True)

@@ -209,3 +209,20 @@ def conv_configs(
     if capability >= 90:  # without TMA, descriptors are slower than computed addresses
         found = descriptor_configs(conv, capability, multiprocessors, tf32)
     return found + pointer_configs(conv, capability)
+
+
+def pair_configs(c: int, k1: int, k2: int, element_size: int, capability: int = 90) -> list[dict]:
+    """Tiles of the fused 1x1 pair that fit in shared memory; the order is an H100's at 56 x 56 and
+    28 x 28 (bfloat16, batch 64)."""
+    found = []
+    for m, n, warps, stages in [
+        (64, 32, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 3),
+        (64, 32, 4, 2), (64, 64, 4, 2),
+    ]:  # fmt: skip
+        stage = n * c + k2 * n + m * n  # a chunk of both weights and of the residual
+        limit = SMEM_LIMIT.get(capability, SMEM_LIMIT[90])
+        if element_size * (m * c + stages * stage + m * n) + 1024 <= limit and k1 % n == 0:
+            found.append({"block_m": m, "block_n": n, "num_warps": warps, "num_stages": stages})
+    if k2 >= 256:  # 64 x 32 keeps too few warps for the second product
+        found.sort(key=lambda config: -config["block_m"])
+    return found

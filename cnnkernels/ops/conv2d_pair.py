@@ -1,0 +1,166 @@
+"""conv2d_add_relu_conv2d_relu: the seam of two residual bottlenecks (He et al. 2015, figure 5) in one
+kernel. The 1x1 expansion with residual and ReLU, and the next block's 1x1 reduction with ReLU, which
+cuDNN can only run one after the other, reading the widest tensor of the network back in between.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import conv_flop_count
+
+from .._triton import conv2d_pair as _triton
+from ..tuning import space
+from . import _args, _conv2d
+from ._op import Impl, define
+
+# H100, batch 64, bfloat16, against cuDNN's two fused ops: 1.48x at C = 64 (56 x 56), 1.20x at 128
+# (28 x 28), but 0.80x at 256 (14 x 14), where too few tiles hold too much shared memory each.
+FASTEST_CHANNELS = 128
+
+
+def _check(x, weight, residual, next_weight, bias, next_bias) -> tuple[list[int], list[int]]:
+    """Shapes of both outputs, after every check."""
+    _args.check_input(x, dims=(4,))
+    for w, name in ((weight, "weight"), (next_weight, "next_weight")):
+        _args.check_input(w, name, dims=(4,))
+        if list(w.shape[2:]) != [1, 1]:
+            raise ValueError(f"{name} has shape {list(w.shape)}; it must be 1x1")
+    one, none = [1, 1], [0, 0]
+    shape = _conv2d.check(x, weight, bias, residual, one, none, one, 1)
+    _args.check_same(x, next_weight, "next_weight", shape=False)
+    k1, k2 = weight.shape[0], next_weight.shape[0]
+    if next_weight.shape[1] != k1:
+        raise ValueError(
+            f"next_weight has shape {list(next_weight.shape)}; it must take {k1} channels"
+        )
+    if next_bias is not None:
+        _args.check_same(x, next_bias, "next_bias", shape=False)
+        if list(next_bias.shape) != [k2]:
+            raise ValueError(f"next_bias has shape {list(next_bias.shape)}; it must be [{k2}]")
+    return shape, [shape[0], k2, *shape[2:]]
+
+
+def _chain(x, weight, residual, next_weight, bias, next_bias):
+    """The two ops one after the other, each with its own choice."""
+    _check(x, weight, residual, next_weight, bias, next_bias)
+    y = torch.ops.cnnkernels.conv2d_add_relu(x, weight, residual, bias)
+    return y, torch.ops.cnnkernels.conv2d_relu(y, next_weight, next_bias)
+
+
+def _fused_why_not(x, weight, residual, next_weight, bias, next_bias):
+    reason = _args.triton_why_not(x)
+    if reason is not None:
+        return reason
+    if _args.memory_format(x) != torch.channels_last or x.shape[0] == 0:
+        return "the fused pair takes channels_last images, at least one"
+    if x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
+        return "float32 runs in TF32, and torch.backends.cudnn.allow_tf32 is False"
+    if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] < 9:
+        return "the fused pair needs TMA (sm_90)"
+    sizes = x.shape[1], weight.shape[0], next_weight.shape[0]
+    if max(sizes[0], sizes[2]) > FASTEST_CHANNELS:
+        return f"from {2 * FASTEST_CHANNELS} channels on, the two ops are faster"
+    reason = _triton.pair_why_not(*sizes)
+    if reason is None and not space.pair_configs(*sizes, x.element_size()):
+        reason = f"channels {sizes} need more shared memory than a block has"
+    return reason
+
+
+def _fused(x, weight, residual, next_weight, bias, next_bias):
+    shape, next_shape = _check(x, weight, residual, next_weight, bias, next_bias)
+    n, k1, h, w = shape
+
+    def rows(t):  # [N, C, H, W] in NHWC memory as [N * H * W, C], aligned to 16 bytes
+        t = t.contiguous(memory_format=torch.channels_last)
+        t = t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
+        return t if t.data_ptr() % 16 == 0 else t.clone()
+
+    k2, c = next_shape[1], x.shape[1]
+    tf32 = x.device.type == "cuda" and x.dtype == torch.float32
+    y, z = _triton.conv2d_pair(
+        rows(x), weight.reshape(k1, c).contiguous(), bias, rows(residual),
+        next_weight.reshape(k2, k1).contiguous(), next_bias,
+        precision="tf32" if tf32 else "ieee",
+        config=space.pair_configs(c, k1, k2, x.element_size())[0],
+    )  # fmt: skip
+    return tuple(t.view(n, h, w, -1).permute(0, 3, 1, 2) for t in (y, z))
+
+
+def _fake(x, weight, residual, next_weight, bias=None, next_bias=None):
+    shapes = _check(x, weight, residual, next_weight, bias, next_bias)
+    return tuple(_conv2d.empty(x, shape) for shape in shapes)
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, _, next_weight, bias, next_bias = inputs
+    ctx.save_for_backward(x, weight, next_weight, *output)
+    ctx.biases = bias is not None, next_bias is not None
+
+
+def _backward(ctx, grad_y, grad_z):
+    x, weight, next_weight, y, z = ctx.saved_tensors
+    need_x, need_w, need_residual, need_next, need_b, need_next_b = ctx.needs_input_grad
+    geometry = [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+
+    def conv_backward(grad, source, w, wanted, has_bias):
+        wanted = [wanted[0], wanted[1], wanted[2] and has_bias]
+        grads = torch.ops.aten.convolution_backward(
+            grad, source, w, [w.shape[0]] if has_bias else None, *geometry, wanted
+        )
+        return [g if want else None for g, want in zip(grads, wanted)]
+
+    grad_z = torch.ops.aten.threshold_backward(grad_z, z, 0)
+    back, grad_next, grad_next_b = conv_backward(
+        grad_z, y, next_weight, [True, need_next, need_next_b], ctx.biases[1]
+    )
+    grad_y = torch.ops.aten.threshold_backward(grad_y + back, y, 0)
+    grad_x, grad_w, grad_b = (
+        conv_backward(grad_y, x, weight, [need_x, need_w, need_b], ctx.biases[0])
+        if need_x or need_w or need_b
+        else (None, None, None)
+    )
+    return grad_x, grad_w, grad_y if need_residual else None, grad_next, grad_b, grad_next_b
+
+
+def _flops(x_shape, w_shape, residual_shape, next_shape, *args, out_shape=None, **kwargs) -> int:
+    """Both convolutions' and the residual's additions, as the two ops count them."""
+    first, second = out_shape
+    return (
+        conv_flop_count(x_shape, w_shape, first)
+        + conv_flop_count(first, next_shape, second)
+        + torch.Size(first).numel()
+    )
+
+
+define(
+    "conv2d_add_relu_conv2d_relu(Tensor input, Tensor weight, Tensor residual, Tensor next_weight,"
+    " Tensor? bias=None, Tensor? next_bias=None) -> (Tensor, Tensor)",
+    impls=[
+        Impl("triton", _fused, _fused_why_not),
+        Impl("reference", _chain, _args.always),
+    ],
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast="lower",
+    flops=_flops,
+)
+
+
+def conv2d_add_relu_conv2d_relu(input, weight, residual, next_weight, bias=None, next_bias=None):
+    """``y = relu(conv2d(input, weight, bias) + residual)`` and ``z = relu(conv2d(y, next_weight,
+    next_bias))``, both 1x1 with stride 1, in one kernel where one fits.
+
+    Args:
+        input: [N, C, H, W]; float64 (reference), float32, float16 or bfloat16. The fused kernel
+            takes channels_last, C and K2 powers of two up to 128, K1 a multiple of 64.
+        weight: [K1, C, 1, 1]. residual: [N, K1, H, W]. next_weight: [K2, K1, 1, 1].
+        bias: [K1] or None. next_bias: [K2] or None.
+
+    Returns (y [N, K1, H, W], z [N, K2, H, W]) in the input's memory format; z is computed from y as
+    rounded. Raises TypeError or ValueError naming the argument, its value and what is allowed.
+    """
+    _check(input, weight, residual, next_weight, bias, next_bias)
+    return torch.ops.cnnkernels.conv2d_add_relu_conv2d_relu(
+        input, weight, residual, next_weight, bias, next_bias
+    )
