@@ -34,9 +34,20 @@ struct LrnParams {
         relu(relu) {}
 };
 
+// The arguments of a leaf op, checked.
+inline LrnParams lrn_params(const Tensor& x, const std::optional<Tensor>& bias, int64_t size,
+                            double alpha, double beta, double k, bool relu) {
+  STD_TORCH_CHECK(size >= 1, "size is ", size, "; it must be at least 1");
+  if (bias)
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == x.size(1) && bias->is_contiguous() &&
+                        bias->scalar_type() == x.scalar_type(),
+                    "bias must be contiguous [C] of the input's dtype, got ", to_string(*bias));
+  return {x.size(1), size, alpha, beta, k, relu};
+}
+
 // v = x + bias, ReLU if asked, and its square. bias is one number here.
 template <class T, class A>
-CNNKERNELS_CLONES void lrn_load_plane(const T* x, float bias, bool relu, float* v, A* square,
+CNNKERNELS_INLINE void lrn_load_plane(const T* x, float bias, bool relu, float* v, A* square,
                                       int64_t n) {
   const float floor = relu ? 0.f : -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < n; ++i) {
@@ -48,7 +59,7 @@ CNNKERNELS_CLONES void lrn_load_plane(const T* x, float bias, bool relu, float* 
 
 // The same along channels.
 template <class T, class A>
-CNNKERNELS_CLONES void lrn_load_pixel(const T* x, const T* bias, bool relu, float* v, A* square,
+CNNKERNELS_INLINE void lrn_load_pixel(const T* x, const T* bias, bool relu, float* v, A* square,
                                       int64_t n) {
   const float floor = relu ? 0.f : -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < n; ++i) v[i] = to_f32(x[i]);
@@ -60,101 +71,118 @@ CNNKERNELS_CLONES void lrn_load_pixel(const T* x, const T* bias, bool relu, floa
   }
 }
 
+// Sum of one element's window.
+template <int kSize, class A>
+CNNKERNELS_INLINE A lrn_sum(const A* const* rows, int64_t i) {
+  static_assert(kSize == 1 || kSize == 5);
+  if constexpr (kSize == 1) return rows[0][i];
+  return ((rows[0][i] + rows[1][i]) + (rows[2][i] + rows[3][i])) + rows[4][i];
+}
+
 // sum[i] = rows[0][i] + ... + rows[size - 1][i]
 template <class A>
-CNNKERNELS_CLONES void lrn_window_sum(const A* const* rows, int size, A* sum, int64_t n) {
-  const A *a = rows[0], *b = rows[size > 1], *c = rows[size > 2 ? 2 : 0];
+CNNKERNELS_INLINE void lrn_window_sum(const A* const* rows, int size, A* __restrict sum,
+                                      int64_t n) {
   if (size == 5) {  // every published network's
-    const A *d = rows[3], *e = rows[4];
-    for (int64_t i = 0; i < n; ++i) sum[i] = ((a[i] + b[i]) + (c[i] + d[i])) + e[i];
+    const A* r[5] = {rows[0], rows[1], rows[2], rows[3], rows[4]};
+    for (int64_t i = 0; i < n; ++i) sum[i] = lrn_sum<5>(r, i);
     return;
   }
-  if (size == 3) {
-    for (int64_t i = 0; i < n; ++i) sum[i] = (a[i] + b[i]) + c[i];
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) sum[i] = a[i];
+  for (int64_t i = 0; i < n; ++i) sum[i] = rows[0][i];
   for (int j = 1; j < size; ++j) {
     const A* row = rows[j];
     for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
   }
 }
 
-// out = v * (k + scale * sum)^-beta. Zero, infinite, negative and NaN denominators go to std::pow
-// one by one, whatever their neighbours are: an element's result depends on its window alone.
-template <class T, class A>
-CNNKERNELS_CLONES void lrn_finish(const float* v, const A* sum, A scale, A k, Power<A> power,
-                                  T* out, int64_t n) {
-  typename Power<A>::Bits slow = 0;
+// out = v * (k + scale * sum of the window)^-beta. Zero, infinite, negative and NaN denominators go
+// to std::pow one by one, whatever their neighbours are: an element's result depends on its window
+// alone.
+template <int kSize, class T, class A>
+CNNKERNELS_INLINE void lrn_finish_rows(const A* const* rows, const float* v, A scale, A k,
+                                       const Power<A>& power, T* __restrict out, int64_t n) {
+  const A* r[kSize];
+  for (int j = 0; j < kSize; ++j) r[j] = rows[j];
+  uint32_t slow = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const A d = k + scale * sum[i];
+    const A d = k + scale * lrn_sum<kSize>(r, i);
     slow |= power.slow(d);
-    out[i] = from_f32<T>(static_cast<float>(static_cast<A>(v[i]) * power.fast(d)));
+    out[i] = from_f32<T>(power.times(v[i], d));
   }
   if (!slow) return;
   for (int64_t i = 0; i < n; ++i) {
-    const A d = k + scale * sum[i];
+    const A d = k + scale * lrn_sum<kSize>(r, i);
     if (power.slow(d))
       out[i] = from_f32<T>(static_cast<float>(static_cast<A>(v[i]) * std::pow(d, power.exponent)));
   }
 }
 
+template <class T, class A>
+CNNKERNELS_INLINE void lrn_finish(const A* const* rows, int size, A* sum, const float* v, A scale,
+                                  A k, const Power<A>& power, T* out, int64_t n) {
+  if (size == 5) return lrn_finish_rows<5>(rows, v, scale, k, power, out, n);
+  lrn_window_sum(rows, size, sum, n);
+  lrn_finish_rows<1>(&sum, v, scale, k, power, out, n);
+}
+
 // direct = grad * d^-beta, through = direct * v / d (= grad * v * d^(-beta-1))
-template <class G, class A>
-CNNKERNELS_CLONES void lrn_gradient_terms(const G* grad, const float* v, const A* sum, A scale, A k,
-                                          Power<A> power, A* direct, A* through, int64_t n) {
-  typename Power<A>::Bits slow = 0;
+template <class G>
+CNNKERNELS_INLINE void lrn_gradient_terms(const G* grad, const float* v,
+                                          const float* __restrict sum, float scale, float k,
+                                          const Power<float>& power, float* __restrict direct,
+                                          float* __restrict through, int64_t n) {
+  uint32_t slow = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const A d = k + scale * sum[i];
+    const float d = k + scale * sum[i];
     slow |= power.slow(d);
-    direct[i] = static_cast<A>(to_f32(grad[i])) * power.fast(d);
-    through[i] = direct[i] * static_cast<A>(v[i]) / d;
+    direct[i] = power.times(to_f32(grad[i]), d);
+    through[i] = direct[i] * v[i] / d;
   }
   if (!slow) return;
   for (int64_t i = 0; i < n; ++i) {
-    const A d = k + scale * sum[i];
+    const float d = k + scale * sum[i];
     if (!power.slow(d)) continue;
-    const A g = static_cast<A>(to_f32(grad[i]));
+    const float g = to_f32(grad[i]);
     direct[i] = g * std::pow(d, power.exponent);
-    through[i] = g * static_cast<A>(v[i]) * std::pow(d, power.exponent - A{1});
+    through[i] = g * v[i] * std::pow(d, power.exponent - 1.f);
   }
 }
 
 // dx = direct - factor * v * sum; 0 where the ReLU stopped the value (v is after the ReLU, so 0).
-template <class T, class A>
-CNNKERNELS_CLONES void lrn_gradient_finish(const A* direct, const float* v, const A* sum, A factor,
-                                           bool relu, T* dx, int64_t n) {
+template <class T>
+CNNKERNELS_INLINE void lrn_gradient_finish(const float* direct, const float* v, const float* sum,
+                                           float factor, bool relu, T* __restrict dx, int64_t n) {
   const float floor = relu ? 0.f : -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < n; ++i) {
-    const float value = static_cast<float>(direct[i] - factor * static_cast<A>(v[i]) * sum[i]);
-    dx[i] = from_f32<T>(relu && v[i] <= floor ? 0.f : value);
+    const float value = direct[i] - factor * v[i] * sum[i];
+    dx[i] = from_f32<T>(relu & (v[i] <= floor) ? 0.f : value);
   }
 }
 
-// One thread's buffers and loops. T: elements of x; gradients may have another type (fp32 from a
-// fused pooling).
-template <class T>
+// One thread's buffers and loops. T: elements of x, A: precision of the sums; gradients may have
+// another type (fp32 from a fused pooling).
+template <class T, class A>
 class Lrn {
  public:
-  using A = LrnReal<T>;
-
   explicit Lrn(const LrnParams& p)
       : p_(p), scale_(static_cast<A>(p.scale)), k_(static_cast<A>(p.k)), power_(-p.beta) {}
 
   // A run of n pixels in NCHW: element (c, i) is x[c * x_stride + i], out[c * out_stride + i].
-  void planes(const T* x, int64_t x_stride, const T* bias, T* out, int64_t out_stride, int64_t n) {
+  CNNKERNELS_CLONES void planes(const T* x, int64_t x_stride, const T* bias, T* out,
+                                int64_t out_stride, int64_t n) {
     start(n, /*gradient=*/false);
     for (int64_t c = -p_.after; c < p_.channels; ++c) {
       load(c + p_.after, x, x_stride, bias, n);
       if (c < 0) continue;
-      lrn_window_sum(squares_.window(c - p_.before, p_.window()), p_.window(), sum_.data(), n);
-      lrn_finish(values_.row(c), sum_.data(), scale_, k_, power_, out + c * out_stride, n);
+      lrn_finish(squares_.window(c - p_.before, p_.window()), p_.window(), sum_.data(),
+                 values_.row(c), scale_, k_, power_, out + c * out_stride, n);
     }
   }
 
   template <class G>
-  void planes_backward(const G* grad, int64_t grad_stride, const T* x, int64_t x_stride,
-                       const T* bias, T* dx, int64_t dx_stride, int64_t n) {
+  CNNKERNELS_CLONES void planes_backward(const G* grad, int64_t grad_stride, const T* x,
+                                         int64_t x_stride, const T* bias, T* dx, int64_t dx_stride,
+                                         int64_t n) {
     start(n, /*gradient=*/true);
     const A factor = static_cast<A>(2 * p_.beta * p_.scale);
     // Channel a is loaded, channel j = a - after has its denominator, c = j - before its gradient.
@@ -176,18 +204,19 @@ class Lrn {
   }
 
   // n pixels in NHWC, each x[i * channels ...].
-  void pixels(const T* x, const T* bias, T* out, int64_t n) {
+  CNNKERNELS_CLONES void pixels(const T* x, const T* bias, T* out, int64_t n) {
     start_pixels();
     const int64_t channels = p_.channels;
     for (int64_t i = 0; i < n; ++i, x += channels, out += channels) {
       lrn_load_pixel(x, bias, p_.relu, value_.data(), square_.data() + p_.before, channels);
-      lrn_window_sum(shifted(square_), p_.window(), sum_.data(), channels);
-      lrn_finish(value_.data(), sum_.data(), scale_, k_, power_, out, channels);
+      lrn_finish(shifted(square_), p_.window(), sum_.data(), value_.data(), scale_, k_, power_, out,
+                 channels);
     }
   }
 
   template <class G>
-  void pixels_backward(const G* grad, const T* x, const T* bias, T* dx, int64_t n) {
+  CNNKERNELS_CLONES void pixels_backward(const G* grad, const T* x, const T* bias, T* dx,
+                                         int64_t n) {
     start_pixels();
     const int64_t channels = p_.channels;
     const A factor = static_cast<A>(2 * p_.beta * p_.scale);
@@ -229,7 +258,7 @@ class Lrn {
   }
 
   // Channel c's values and squares; past the last channel, zeros.
-  void load(int64_t c, const T* x, int64_t x_stride, const T* bias, int64_t n) {
+  CNNKERNELS_INLINE void load(int64_t c, const T* x, int64_t x_stride, const T* bias, int64_t n) {
     if (c < p_.channels)
       lrn_load_plane(x + c * x_stride, bias ? to_f32(bias[c]) : -0.f, p_.relu, values_.row(c),
                      squares_.row(c), n);
@@ -259,5 +288,10 @@ class Lrn {
   std::vector<A> sum_, square_, term_, gradient_;
   std::vector<const A*> shifts_;
 };
+
+template <class T>
+using LrnForward = Lrn<T, std::conditional_t<std::is_same_v<T, float>, double, float>>;
+template <class T>
+using LrnBackward = Lrn<T, float>;
 
 }  // namespace cnnkernels

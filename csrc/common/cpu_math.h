@@ -66,9 +66,10 @@ CNNKERNELS_INLINE Half from_f32<Half>(float v) {
   return out;
 }
 
-// d^exponent in the precision of A: float for results that are rounded to 16 bits, double for fp32
-// results, so that neither the sum nor the power costs them a bit. Absolute error of log2: 1.5e-8
-// and 1.5e-12, relative error of exp2: 1e-7 and 6e-11 (polynomials through Chebyshev nodes).
+// v * d^exponent for sums d in A. A = float, for results that are rounded to 16 bits: relative
+// error about 2e-7. A = double, for fp32 results: about one rounding. The polynomials go through
+// Chebyshev nodes; whatever is not an ordinary number with an ordinary result is `slow` and left to
+// std::pow.
 template <class A>
 struct Power;
 
@@ -85,6 +86,7 @@ struct Power<float> {
     span = bits_as<Bits>(static_cast<float>(std::exp2(reach))) - low;
   }
   CNNKERNELS_INLINE bool slow(float d) const { return bits_as<Bits>(d) - low > span; }
+  CNNKERNELS_INLINE float times(float v, float d) const { return v * fast(d); }
   CNNKERNELS_INLINE float fast(float d) const {
     const int32_t bits = bits_as<int32_t>(d) - 0x3f3504f3;  // sqrt(1/2): the mantissa's middle
     const int32_t e = bits >> 23;
@@ -113,54 +115,59 @@ struct Power<float> {
 
 template <>
 struct Power<double> {
-  using Bits = uint64_t;
+  using Bits = uint32_t;
   double exponent;
+  float high, low_part;  // exponent = high + low_part
   Bits low, span;
 
-  explicit Power(double e) : exponent(e) {
-    const double reach = std::fabs(e) * 1020. > 1000. ? 1000. / std::fabs(e) : 1020.;
-    low = bits_as<Bits>(std::exp2(-reach));
-    span = bits_as<Bits>(std::exp2(reach)) - low;
+  explicit Power(double e)
+      : exponent(e),
+        high(static_cast<float>(e)),
+        low_part(static_cast<float>(e - static_cast<double>(static_cast<float>(e)))) {
+    const double reach = std::fabs(e) * 126. > 125. ? 125. / std::fabs(e) : 126.;
+    low = bits_as<Bits>(static_cast<float>(std::exp2(-reach)));
+    span = bits_as<Bits>(static_cast<float>(std::exp2(reach))) - low;
   }
-  CNNKERNELS_INLINE bool slow(double d) const { return bits_as<Bits>(d) - low > span; }
-  CNNKERNELS_INLINE double fast(double d) const {
-    // Logical shift (an arithmetic one of 64 bits does not exist in AVX2) of the biased exponent,
-    // turned into a double by the bits of 2^52.
-    const uint64_t bits = bits_as<uint64_t>(d) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu);
-    const uint64_t e = bits >> 52;  // biased by 1023
-    const double exponent_of_d = bits_as<double>(e | 0x4330000000000000u) - (0x1p52 + 1023.);
-    const double f = bits_as<double>((bits & 0x000fffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1.;
-    double p = -0.06806326077999382;
-    p = p * f + 0.13113880559248595;
-    p = p * f + -0.13479003960189784;
-    p = p * f + 0.13062872064163708;
-    p = p * f + -0.14252322566208214;
-    p = p * f + 0.16018226090787918;
-    p = p * f + -0.1804327007076007;
-    p = p * f + 0.20610869618117805;
-    p = p * f + -0.2404466261878471;
-    p = p * f + 0.28853876229191244;
-    p = p * f + -0.3606737897805336;
-    p = p * f + 0.48089834907325618;
-    p = p * f + -0.72134752034304161;
-    p = p * f + 1.4426950408862023;
-    const double t = exponent * (p * f + exponent_of_d);
-    const double shifted = t + 0x1.8p52;
-    const double r = t - (shifted - 0x1.8p52);
-    double q = 1.5303699001378845e-05;
-    q = q * r + 0.00015469729140704658;
-    q = q * r + 0.0013333478480888061;
-    q = q * r + 0.0096180256135980358;
-    q = q * r + 0.055504109063177154;
-    q = q * r + 0.24022651213495422;
-    q = q * r + 0.69314718055683411;
-    q = q * r + 0.99999999995956224;
-    return bits_as<double>(bits_as<uint64_t>(q) + (bits_as<uint64_t>(shifted) << 52));
+  CNNKERNELS_INLINE bool slow(double d) const {
+    return bits_as<Bits>(static_cast<float>(d)) - low > span;
+  }
+  // The double is only read: as its fp32 rounding and the rest. Everything else is fp32, arranged
+  // so that no large intermediate is rounded: log2 in integer and fraction, and v * 2^n * (1 + r q)
+  // as one fused multiply-add.
+  CNNKERNELS_INLINE float times(float v, double d) const {
+    const float hi = static_cast<float>(d);
+    const float rest = static_cast<float>(d - static_cast<double>(hi));
+    const int32_t bits = bits_as<int32_t>(hi);
+    const int32_t e = (bits - 0x3f3504f3) >> 23;  // sqrt(1/2): the mantissa's middle
+    const float f = bits_as<float>(bits - (e << 23)) - 1.f;
+    float p = -0.107497895f;
+    p = p * f + 0.184760335f;
+    p = p * f + -0.191388377f;
+    p = p * f + 0.204857648f;
+    p = p * f + -0.239608122f;
+    p = p * f + 0.288552561f;
+    p = p * f + -0.360696542f;
+    p = p * f + 0.48089852f;
+    p = p * f + -0.721347354f;
+    p = p * f + 1.44269504f;
+    // log2(1 + rest / hi), at most 2^-24: a tenth of it is close enough for 1 / hi.
+    const float inverse = bits_as<float>(0x7ef311c3 - bits);
+    const float fraction = p * f + rest * inverse * 1.44269504f;
+    const float whole = static_cast<float>(e);
+    const float shifted = high * (fraction + whole) + 0x1.8p23f;  // rounds; integer in the low bits
+    const float n = shifted - 0x1.8p23f;
+    float r = std::fma(high, whole, -n);  // exact but for high's own bits
+    r = low_part * whole + r;
+    r = high * fraction + r;
+    float q = 0.000154541621f;
+    q = q * r + 0.00133920174f;
+    q = q * r + 0.00961808067f;
+    q = q * r + 0.0555035493f;
+    q = q * r + 0.240226508f;
+    q = q * r + 0.693147188f;
+    const float scaled = v * bits_as<float>((bits_as<int32_t>(shifted) << 23) + 0x3f800000);
+    return scaled * (q * r) + scaled;
   }
 };
-
-// The precision of an LRN's sums and powers for elements of T.
-template <class T>
-using LrnReal = std::conditional_t<std::is_same_v<T, float>, double, float>;
 
 }  // namespace cnnkernels

@@ -7,16 +7,6 @@ namespace {
 
 constexpr int64_t kRun = 512;  // pixels per run in NCHW: the rings of 5 rows fit in L1
 
-LrnParams params_of(const Tensor& x, const std::optional<Tensor>& bias, int64_t size, double alpha,
-                    double beta, double k, bool relu) {
-  STD_TORCH_CHECK(size >= 1, "size is ", size, "; it must be at least 1");
-  if (bias)
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == x.size(1) && bias->is_contiguous() &&
-                        bias->scalar_type() == x.scalar_type(),
-                    "bias must be contiguous [C] of the input's dtype, got ", to_string(*bias));
-  return {x.size(1), size, alpha, beta, k, relu};
-}
-
 // Calls run(n, first pixel, pixels) for runs of pixels of x's images, in parallel.
 template <class F>
 void for_runs(const Tensor& x, int64_t run_length, const F& make) {
@@ -36,7 +26,7 @@ void for_runs(const Tensor& x, int64_t run_length, const F& make) {
 Tensor lrn_cpu(const Tensor& x, const std::optional<Tensor>& bias, int64_t size, double alpha,
                double beta, double k, bool relu) {
   const Layout layout = layout_of(x, "x");
-  const LrnParams p = params_of(x, bias, size, alpha, beta, k, relu);
+  const LrnParams p = lrn_params(x, bias, size, alpha, beta, k, relu);
   Tensor out = empty_same(x);
   const int64_t hw = x.size(2) * x.size(3);
   dispatch_cpu(dtype_of(x, "x"), [&](auto zero) {
@@ -45,7 +35,7 @@ Tensor lrn_cpu(const Tensor& x, const std::optional<Tensor>& bias, int64_t size,
     const auto* b = bias ? static_cast<const T*>(bias->data_ptr()) : nullptr;
     auto* o = static_cast<T*>(out.data_ptr());
     for_runs(x, layout == Layout::nhwc ? 64 : kRun, [&] {
-      return [&, lrn = Lrn<T>(p)](int64_t n, int64_t first, int64_t count) mutable {
+      return [&, lrn = LrnForward<T>(p)](int64_t n, int64_t first, int64_t count) mutable {
         const int64_t image = n * p.channels * hw;
         if (layout == Layout::nhwc)
           lrn.pixels(in + image + first * p.channels, b, o + image + first * p.channels, count);
@@ -60,7 +50,7 @@ Tensor lrn_cpu(const Tensor& x, const std::optional<Tensor>& bias, int64_t size,
 Tensor lrn_backward_cpu(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& bias,
                         int64_t size, double alpha, double beta, double k, bool relu) {
   const Layout layout = layout_of(x, "x");
-  const LrnParams p = params_of(x, bias, size, alpha, beta, k, relu);
+  const LrnParams p = lrn_params(x, bias, size, alpha, beta, k, relu);
   check_same_layout(grad, x, "grad");
   Tensor dx = empty_same(x);
   const int64_t hw = x.size(2) * x.size(3);
@@ -71,7 +61,7 @@ Tensor lrn_backward_cpu(const Tensor& grad, const Tensor& x, const std::optional
     const auto* b = bias ? static_cast<const T*>(bias->data_ptr()) : nullptr;
     auto* o = static_cast<T*>(dx.data_ptr());
     for_runs(x, layout == Layout::nhwc ? 64 : kRun / 2, [&] {
-      return [&, lrn = Lrn<T>(p)](int64_t n, int64_t first, int64_t count) mutable {
+      return [&, lrn = LrnBackward<T>(p)](int64_t n, int64_t first, int64_t count) mutable {
         const int64_t image = n * p.channels * hw;
         if (layout == Layout::nhwc) {
           const int64_t at = image + first * p.channels;

@@ -106,15 +106,7 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
   STD_TORCH_CHECK(input_size.size() == 4, "input_size must have 4 numbers");
   Tensor dx = empty_like_device(grad, input_size, grad.scalar_type(), layout);
   if (dx.numel() == 0) return dx;
-  PoolParams p = pool_params(dx, kernel, stride, padding, dilation, /*ceil_mode=*/true, false);
-  // ceil_mode shows in the number of windows; both answers are possible ones.
-  const bool fits = offsets.size(0) == dx.size(0) && offsets.size(1) == dx.size(1) &&
-                    offsets.size(2) <= p.oh && offsets.size(3) <= p.ow;
-  STD_TORCH_CHECK(fits, "offsets are ", to_string(offsets), " for an input of ", to_string(dx));
-  p.oh = offsets.size(2), p.ow = offsets.size(3);
-  const ScalarType offset_type = p.taps() <= 255 ? ScalarType::Byte : ScalarType::Int;
-  STD_TORCH_CHECK(offsets.scalar_type() == offset_type,
-                  "offsets must be uint8 up to 255 taps and int32 above");
+  const PoolParams p = pool_params_of_backward(dx, offsets, kernel, stride, padding, dilation);
   check_same_layout(grad, offsets, "grad", /*same_dtype=*/false);
   dispatch_cpu(dtype_of(grad, "grad"), [&](auto zero) {
     using T = decltype(zero);
