@@ -148,7 +148,9 @@ def test_gradient_against_fp64(device, backend, dtype, channels_last, kind):
             b = bias if "bias" in kind else None
             expected = backward_oracle(grad, x.detach(), b, args, relu)
             error = compare.relative_error(x.grad, expected)
-            assert error <= torch.finfo(dtype).eps, (shape, args, error)
+            # fp16, bf16: the rounding of the result. fp32: that of the arithmetic, too.
+            allowed = torch.finfo(dtype).eps * (1 if dtype.itemsize == 2 else 4)
+            assert error <= allowed, (shape, args, error)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
