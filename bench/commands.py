@@ -377,6 +377,21 @@ def report(
     typer.echo(page.write(page.merge([record.load(file) for file in files]), out))
 
 
+@bench.command("readme")
+def readme(
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 if it is out of date.")
+    ] = False,
+) -> None:
+    """Rewrite the README's results from the benchmarks under bench/results/."""
+    from . import readme as section
+
+    current = section.update(check=check)
+    typer.echo("up to date" if current else "out of date" if check else f"wrote {section.README}")
+    if check and not current:
+        raise typer.Exit(1)
+
+
 @bench.command("kernel")
 def kernel(
     name: Annotated[str, typer.Argument(help="An op, or op:backend, as in conv2d_relu:triton.")],
