@@ -125,3 +125,28 @@ def test_timm_family(name):
     report = equal_or_left_alone(randomise(model), 96)
     if report.reason is None:
         assert report.fused
+
+
+def _peak_bytes(run) -> int:
+    """Most bytes that one call of ``run`` has allocated at a time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    now = most = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_peak_memory_is_not_above_eager(name, layout):
+    model = randomise(torchvision_model(name))
+    x = torch.randn(2, 3, 112, 112)
+    fast = cnnkernels.optimize(model, x, layout=layout)
+    with torch.no_grad():
+        assert 0 < _peak_bytes(lambda: fast(x)) <= _peak_bytes(lambda: model(x))

@@ -57,7 +57,8 @@ def optimize(
             the original in fp32 (fp64 for fp64 models). None: 1e-10 (fp64), 1e-4 (fp32), 2e-2
             (fp16), 1e-1 (bf16). Where the original's own error at this dtype is over half of it,
             twice that error is accepted.
-        graph: capture CUDA graphs; "auto": on a GPU.
+        graph: True captures CUDA graphs, False none; "auto" does on a GPU, and where a capture fails
+            runs without and notes why.
         report: called with the :class:`Report` before returning; it also is ``result.report``.
 
     Returns an :class:`OptimizedModel`. A model that can't be captured (data-dependent control flow,
@@ -99,7 +100,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def _build(model, args, kwargs, dtype, layout, tolerance, graph, autocast):
     """(plan, errors, the original's outputs), proved; raises Unsupported or NotEqual."""
-    plan = Plan(model, args, kwargs, dtype=dtype, layout="contiguous", graph=bool(graph))
+    plan = Plan(model, args, kwargs, dtype=dtype, layout="contiguous", graph=graph)
     flat = [t.detach() if isinstance(t, torch.Tensor) else t for t in _flatten(args, kwargs)]
     reason = plan.why_not(flat)
     if reason is not None:

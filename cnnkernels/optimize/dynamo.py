@@ -78,7 +78,7 @@ class _Compiled:
     def _build(self, inputs) -> None:
         frozen = self._freeze(inputs)
         flat = tuple(inputs[i].detach() for i in self.moving)
-        self.plan = Plan(frozen, flat, {}, dtype=None, layout="contiguous", graph=True)
+        self.plan = Plan(frozen, flat, {}, dtype=None, layout="contiguous", graph="auto")
         if not self.plan.net.report.fused:
             raise Unsupported("nothing in the graph is this package's")
         reason = self.plan.why_not(list(flat))

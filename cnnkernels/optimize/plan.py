@@ -139,13 +139,24 @@ class Plan:
         outputs, steps = self.program.trace(flat)
         run = self.program.function(steps)
         if self.graph and self.device.type == "cuda":
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            run = GraphRunner(run, self.program.lay_out(flat), self._pool)
+            run = self._captured_in_graph(run, self.program.lay_out(flat))
         self._prepared[key] = run
         while len(self._prepared) > SHAPES:
             self._prepared.popitem(last=False)
         return outputs
+
+    def _captured_in_graph(self, run, flat: list):
+        """``run`` as a CUDA graph; with graph="auto" itself, and a note, where that fails."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            return GraphRunner(run, flat, self._pool)
+        except RuntimeError as error:
+            if self.graph != "auto":
+                raise
+            shapes = [list(t.shape) for t in flat if isinstance(t, torch.Tensor)]
+            self.net.report.notes.append(f"no CUDA graph for {shapes}: {error}")
+            return run
 
     def seconds(self, flat: list) -> float:
         """Wall time of one prepared call."""

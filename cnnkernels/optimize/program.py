@@ -65,7 +65,9 @@ class Program:
                 return [env[a] if isinstance(a, fx.Node) else a for a in node.args[0]], steps
             else:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-                if _is_ours(node):  # implementations take every argument: torch.export drops defaults
+                if _is_ours(
+                    node
+                ):  # implementations take every argument: torch.export drops defaults
                     args = (*args, *OPS[node.target._opname]._defaults[len(args) :])
                 steps[node] = self._resolve(node, args)
                 env[node] = steps[node](*args, **kwargs)
