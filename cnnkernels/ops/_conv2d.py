@@ -211,9 +211,10 @@ def _stem_why_not(x, weight, residual, stride, padding, dilation, groups) -> str
     return None
 
 
-def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
-    if _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None:
-        return None
+def cuda_why_not(
+    x, weight, bias, residual, stride, padding, dilation, groups, relu, pool=False
+) -> str | None:
+    """Why the tensor-core kernels can't run (pool: with a 2x2 max-pool in the epilogue)."""
     reason = _args.leaf_why_not("_conv2d_cuda", x)
     if reason is not None:
         return reason
@@ -228,8 +229,14 @@ def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, 
     return _lib.plan.conv_why_not(
         list(x.shape), list(weight.shape), list(stride), list(padding), list(dilation), groups,
         str(x.dtype).removeprefix("torch."), _args.memory_format(x) == torch.channels_last,
-        residual is not None,
+        residual is not None, pool,
     ) or None  # fmt: skip
+
+
+def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    if _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None:
+        return None
+    return cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu)
 
 
 def _cuda(x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None):

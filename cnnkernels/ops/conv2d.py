@@ -129,6 +129,29 @@ def _chain(x, weight, bias, stride, padding, dilation, groups, *pool):
     return torch.ops.cnnkernels.max_pool2d(y, *pairs, ceil_mode)
 
 
+def _fused_why_not(x, weight, bias, stride, padding, dilation, groups, *pool) -> str | None:
+    """Why the compiled kernel that pools in its epilogue can't run."""
+    *pairs, ceil_mode = pool
+    if _pool(*pairs) != [[2, 2], [2, 2], [0, 0], [1, 1]]:
+        return "the kernel pools 2x2 windows of stride 2, without padding"
+    if list(stride) != [1, 1] or list(dilation) != [1, 1]:
+        return "the kernel that pools has stride and dilation 1"
+    if ceil_mode and any(size % 2 for size in _conv2d.output_shape(x, weight, *(
+        stride, padding, dilation))[2:]):  # fmt: skip
+        return "the kernel drops odd edges (ceil_mode=False)"
+    return _conv2d.cuda_why_not(
+        x, weight, bias, None, stride, padding, dilation, groups, True, pool=True
+    )
+
+
+def _fused(x, weight, bias, stride, padding, dilation, groups, *pool):
+    _pooled(_conv2d.check(x, weight, bias, None, stride, padding, dilation, groups), *_pool(
+        *pool[:-1]), pool[-1])  # fmt: skip
+    return torch.ops.cnnkernels._conv2d_pool_cuda(
+        _args.dense(x), weight, bias, list(padding), groups, True, ""
+    )
+
+
 def _chain_fake(
     x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     pool_kernel_size=2, pool_stride=None, pool_padding=0, pool_dilation=1, ceil_mode=False,
@@ -173,7 +196,10 @@ define(
     f"conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias=None, {_GEOMETRY},"
     " SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=[], SymInt[2] pool_padding=0,"
     " SymInt[2] pool_dilation=1, bool ceil_mode=False) -> Tensor",
-    impls=[Impl("reference", _chain, _args.always)],
+    impls=[
+        Impl("cuda", _fused, _fused_why_not),
+        Impl("reference", _chain, _args.always),
+    ],
     fake=_chain_fake,
     setup_context=_chain_setup_context,
     backward=_chain_backward,

@@ -63,11 +63,33 @@ __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t 
                  : "memory");
 }
 
+__device__ __forceinline__ float max_keep_nan(float a, float b) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+
+// 2x2/2 max-pool of a tile of 8 columns x kN / 8 rows: a thread holds two neighbours of every row.
+// Of the result, registers 4g and 4g + 1 are column t % 4 of pooled rows 2g and 2g + 1.
+template <int kN, int kRegisters>
+__device__ __forceinline__ void pool_2x2(const float (&acc)[kN / 2], float (&out)[kRegisters]) {
+  constexpr int kPairs = kN / 16;  // of rows
+  static_assert(kRegisters == (kPairs + 1) / 2 * 4);
+#pragma unroll
+  for (int pair = 0; pair < kPairs + kPairs % 2; ++pair)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {  // channel, channel + 8
+      const int at = min(pair, kPairs - 1) * 8 + half * 2;
+      out[pair / 2 * 4 + half * 2 + pair % 2] =
+          max_keep_nan(max_keep_nan(acc[at], acc[at + 1]), max_keep_nan(acc[at + 4], acc[at + 5]));
+    }
+}
+
 // Stages the pixels [kFirst, kFirst + kN) of a warpgroup's accumulators at `stage`. bias0 belongs
 // to channel 16 * (thread / 32) + thread % 32 / 4 of the 64, bias1 to the one 8 further. With
 // `residual`, `stage` holds the residual in the same layout and is overwritten in place: every warp
-// reads and writes its own 16 channels only.
-template <class T, int kN, int kFirst = 0, int kRegisters>
+// reads and writes its own 16 channels only. kPooled: the accumulators are pool_2x2's.
+template <class T, int kN, int kFirst = 0, bool kPooled = false, int kRegisters>
 __device__ __forceinline__ void store_transposed(const float (&acc)[kRegisters], float bias0,
                                                  float bias1, bool relu, uint32_t stage, int thread,
                                                  bool residual = false) {
@@ -76,8 +98,10 @@ __device__ __forceinline__ void store_transposed(const float (&acc)[kRegisters],
   constexpr int kBase = kFirst / 2;
   if constexpr (sizeof(T) == 2) {
     constexpr int kGroups = kN / 8;
-    const uint32_t address = stage + ((lane >> 4) * 8 + (lane & 7)) * 128 +
-                             (((warp * 2 + (lane >> 3 & 1)) ^ (lane & 7)) << 4);
+    // Which of 8 staged pixels this lane's matrix row is: two pooled rows of 4 come interleaved.
+    const int row = kPooled ? (lane & 1) * 4 + (lane >> 1 & 3) : lane & 7;
+    const uint32_t address =
+        stage + ((lane >> 4) * 8 + row) * 128 + (((warp * 2 + (lane >> 3 & 1)) ^ row) << 4);
 #pragma unroll
     for (int j = 0; j < kGroups; j += 2) {  // two groups of 8 pixels x 16 channels
       constexpr bool kOdd = kGroups % 2;
@@ -108,7 +132,7 @@ __device__ __forceinline__ void store_transposed(const float (&acc)[kRegisters],
     for (int j = 0; j < kN / 8; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int row = 8 * j + 2 * (lane % 4) + e % 2;
+        const int row = 8 * j + (kPooled ? lane % 4 + e % 2 * 4 : 2 * (lane % 4) + e % 2);
         const uint32_t address = plane + row * 128 + ((channel / 4 + e / 2 * 2) ^ (row & 7)) * 16;
         float v = acc[kBase + 4 * j + e] + (e / 2 ? bias1 : bias0);
         if (residual) {

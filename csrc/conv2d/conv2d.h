@@ -16,7 +16,7 @@ struct ConvParams {
   const void* weight;    // [K, R, S, C / groups], dense
   const void* bias;      // [K] of the input's type, or nullptr
   const void* residual;  // [N, P, Q, K], dense, or nullptr
-  void* output;          // [N, P, Q, K] with output_pitch channels between pixels
+  void* output;          // [N, P, Q, K] (pool: P / 2, Q / 2), output_pitch channels between pixels
   int64_t output_pitch;  // >= K; more where the output is a slice of a wider tensor
   bool relu;
 };

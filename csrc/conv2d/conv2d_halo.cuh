@@ -16,7 +16,8 @@ struct HaloParams {
   int column_tiles, row_tiles, pixel_tiles, channel_tiles;
   int box_bytes, box_slot;  // of the input box, and of the buffer that holds it
   int chunks, chunk_channels, stages;
-  bool whole_rows, relu;
+  int residual_bytes;  // of one load of the residual, 0 without
+  bool whole_rows, relu, pool;
 };
 
 // Pixel tile `index`: image and first output column and row.
@@ -43,13 +44,13 @@ inline HaloParams halo_params(const ConvGroup& g) {
   prm.box_slot = plan::align_up(prm.box_bytes);
   prm.chunks = g.plan.chunks, prm.chunk_channels = i.row_bytes / x.element_bytes();
   prm.stages = g.plan.stages;
-  prm.whole_rows = t.whole_rows, prm.relu = g.params.relu;
+  prm.whole_rows = t.whole_rows, prm.relu = g.params.relu, prm.pool = x.pool;
   return prm;
 }
 
-// Input box, weights of one tap, output rows of a store.
+// Input box, weights of one tap, output rows of a store, the same of the residual.
 struct HaloMaps {
-  CUtensorMap x, w, y;
+  CUtensorMap x, w, y, z;
 };
 
 inline cudaError_t halo_maps(const ConvGroup& g, int stored_rows, HaloMaps* maps) {
@@ -63,10 +64,18 @@ inline cudaError_t halo_maps(const ConvGroup& g, int stored_rows, HaloMaps* maps
   error = encode(&maps->w, plan::weight_map(x, i.row_bytes, i.channels), x.dtype, g.params.weight,
                  true);
   if (error != cudaSuccess) return error;
-  return encode(&maps->y,
-                plan::image_map(x, x.k, x.q(), x.p(), g.params.output_pitch, 128, t.stored_width(),
-                                stored_rows),
-                x.dtype, g.params.output, false);
+  const int pool = x.pool ? 2 : 1, q = x.q() / pool, p = x.p() / pool;
+  error = encode(&maps->y,
+                 plan::image_map(x, x.k, q, p, g.params.output_pitch, 128, t.stored_width() / pool,
+                                 stored_rows / pool),
+                 x.dtype, g.params.output, false);
+  maps->z = maps->y;
+  if (error == cudaSuccess && g.params.residual != nullptr)
+    error =
+        encode(&maps->z,
+               plan::image_map(x, x.k, q, p, g.residual_pitch, 128, t.stored_width(), stored_rows),
+               x.dtype, g.params.residual, false);
+  return error;
 }
 
 // Stores one staged plane set of 64 channels from output pixel (q, p, n) on; one thread.
@@ -78,6 +87,27 @@ __device__ __forceinline__ void store_halo_tile(const CUtensorMap* y_map, uint32
   for (int plane = 0; plane < int(sizeof(T)) / 2; ++plane)
     if (channel + plane * 32 < k)
       sm90::tma_store_4d(y_map, staged + plane * plane_bytes, channel + plane * 32, q, p, n);
+}
+
+// The residual of that tile into its staging buffer; one thread. prefetch: into L2 only.
+template <class T>
+__device__ __forceinline__ void load_halo_residual(const CUtensorMap* z_map, uint32_t staged,
+                                                   int plane_bytes, uint32_t barrier, int bytes,
+                                                   int channel, int q, int p, int n) {
+  sm90::mbarrier_arrive_expect_tx(barrier, bytes);
+#pragma unroll
+  for (int plane = 0; plane < int(sizeof(T)) / 2; ++plane)
+    sm90::tma_load_4d(staged + plane * plane_bytes, z_map, barrier, channel + plane * 32, q, p, n);
+}
+
+// Pooled tile of 8 x kPixels / 8 pixels: 4 x kPixels / 16, staged like any other.
+template <class T, int kPixels>
+__device__ __forceinline__ void stage_pooled(const float (&acc)[kPixels / 2], float bias0,
+                                             float bias1, bool relu, uint32_t staged, int thread) {
+  constexpr int kRegisters = (kPixels / 16 + 1) / 2 * 4;
+  float pooled[kRegisters];
+  sm90::pool_2x2<kPixels>(acc, pooled);
+  sm90::store_transposed<T, kRegisters * 2, 0, true>(pooled, bias0, bias1, relu, staged, thread);
 }
 
 }  // namespace cnnkernels

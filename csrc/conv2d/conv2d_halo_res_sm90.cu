@@ -1,11 +1,11 @@
-// Stride-1 convolution of few input channels (one 32/64/128-byte row per pixel), bias and ReLU.
-// A block keeps all R x S weight tiles of 64 output channels in shared memory and walks pixel
-// tiles; its two consumer warpgroups take tiles alternately. A tile's input box (plan::HaloTile) is
-// loaded once, every tap multiplies it from a shifted start address, and the finished output is
-// staged where the box was: no weight traffic, one barrier wait per tile, R x S x 2..4 wgmma back
-// to back. Shared memory: weights, two boxes per warpgroup, barriers. Im2col re-reads each pixel R
-// x S times from L2, which limits 64-channel layers to half the tensor cores' rate; this kernel
-// reaches 95 %.
+// Stride-1 convolution of few input channels (one 32/64/128-byte row per pixel), bias,
+// residual, ReLU, 2x2 max-pool. A block keeps all R x S weight tiles of 64 output channels in
+// shared memory and walks pixel tiles; its two consumer warpgroups take tiles alternately. A tile's
+// input box (plan::HaloTile) is loaded once, every tap multiplies it from a shifted start address,
+// and the finished output is staged where the box was: no weight traffic, one barrier wait per
+// tile, R x S x 2..4 wgmma back to back. Shared memory: weights, two boxes per warpgroup, barriers.
+// Im2col re-reads each pixel R x S times from L2, which limits 64-channel layers to half the tensor
+// cores' rate; this kernel reaches 95 %.
 #include "conv2d/conv2d_halo.cuh"
 
 namespace cnnkernels {
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(384, 1)
   const uint32_t weights = (sm90::shared_address(shared_raw) + 1023) & ~1023u;
   const uint32_t boxes = weights + ((taps * kWeightBytes + 1023) & ~1023);
   const uint32_t full = boxes + 2 * kBoxes * prm.box_slot, empty = full + 2 * kBoxes * 8;
-  const uint32_t weights_full = empty + 2 * kBoxes * 8;
+  const uint32_t weights_full = empty + 2 * kBoxes * 8, residual_full = weights_full + 8;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2 * kBoxes; ++i) {
@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(384, 1)
       sm90::mbarrier_init(empty + i * 8, 1);
     }
     sm90::mbarrier_init(weights_full, 1);
+    for (int i = 0; i < 2; ++i) sm90::mbarrier_init(residual_full + i * 8, 1);
     sm90::fence_mbarrier_init();
     sm90::fence_proxy_async();
     sm90::prefetch_tensor_map(&maps.x);
@@ -56,6 +57,8 @@ __global__ void __launch_bounds__(384, 1)
       sm90::mbarrier_arrive_expect_tx(full + slot * 8, prm.box_bytes);
       sm90::tma_load_4d(boxes + slot * prm.box_slot, &maps.x, full + slot * 8, 0, at.q - prm.pad_w,
                         at.p - prm.pad_h, at.n);
+      if (prm.residual_bytes)  // read again when the box is free to take it: from L2 then
+        sm90::tma_prefetch_4d(&maps.z, channel, at.q, at.p, at.n);
     }
     return;
   }
@@ -97,11 +100,26 @@ __global__ void __launch_bounds__(384, 1)
     sm90::wgmma_wait<0>();
     sm90::named_barrier_sync(1 + group, 128);  // nobody reads the box any more
 
-    sm90::store_transposed<T, kPixels>(acc, bias0, bias1, prm.relu, box, thread);
+    constexpr int kPooledBytes = (kPixels / 16 + 1) / 2 * 8 * 128;
+    if (prm.residual_bytes) {
+      const uint32_t barrier = residual_full + group * 8;
+      if (thread == 0)
+        load_halo_residual<T>(&maps.z, box, kPixels * 128, barrier, prm.residual_bytes, channel,
+                              at.q, at.p, at.n);
+      __syncwarp();
+      sm90::mbarrier_wait(barrier, use & 1);
+    }
+    if (prm.pool)
+      stage_pooled<T, kPixels>(acc, bias0, bias1, prm.relu, box, thread);
+    else
+      sm90::store_transposed<T, kPixels>(acc, bias0, bias1, prm.relu, box, thread,
+                                         prm.residual_bytes != 0);
     sm90::fence_proxy_async();
     sm90::named_barrier_sync(1 + group, 128);
     if (thread == 0) {
-      store_halo_tile<T>(&maps.y, box, kPixels * 128, channel, prm.k, at.q, at.p, at.n);
+      const int half = prm.pool;
+      store_halo_tile<T>(&maps.y, box, prm.pool ? kPooledBytes : kPixels * 128, channel, prm.k,
+                         at.q >> half, at.p >> half, at.n);
       sm90::tma_store_commit();
     }
     __syncwarp();
@@ -114,8 +132,10 @@ template <class T, int kPixels, int kRowBytes>
 cudaError_t launch(const ConvGroup& g, cudaStream_t stream) {
   HaloParams prm = halo_params(g);
   prm.box_slot = std::max(prm.box_slot, plan::align_up(int64_t{kPixels} * 64 * sizeof(T)));
+  const plan::HaloTile& tile = g.plan.halo;
+  if (g.params.residual) prm.residual_bytes = tile.stored_width() * tile.rows * 64 * sizeof(T);
   HaloMaps maps;
-  const cudaError_t error = halo_maps(g, g.plan.halo.rows, &maps);
+  const cudaError_t error = halo_maps(g, tile.rows, &maps);
   if (error != cudaSuccess) return error;
   return launch_kernel(conv2d_halo_res_kernel<T, kPixels, kRowBytes>, g.plan.grid,
                        g.plan.shared_bytes, stream, maps, prm);

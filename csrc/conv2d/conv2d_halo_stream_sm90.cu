@@ -1,10 +1,11 @@
-// Stride-1 convolution of many channels, bias and ReLU: 128 output channels x N output pixels.
-// The input box of a tile (plan::HaloTile) is loaded once per chunk of input channels and every tap
-// multiplies it from a shifted start address; the weights stream through a ring, one tap of one
-// chunk a stage. Persistent blocks walk the tiles, channels first; warp 0 fetches, each of two
-// consumer warpgroups multiplies 64 channels, adds bias and ReLU, stages and stores by TMA.
-// Shared memory: two boxes, weight stages, a staging buffer per warpgroup, barriers. Against im2col
-// the input crosses L2 -> shared memory once instead of R x S times: less power, higher clocks.
+// Stride-1 convolution of many channels, bias, residual, ReLU, 2x2 max-pool: 128 output channels x
+// N output pixels. The input box of a tile (plan::HaloTile) is loaded once per chunk of input
+// channels and every tap multiplies it from a shifted start address; the weights stream through a
+// ring, one tap of one chunk a stage. Persistent blocks walk the tiles, channels first; warp 0
+// fetches, each of two consumer warpgroups multiplies 64 channels, adds bias and ReLU, stages and
+// stores by TMA. Shared memory: two boxes, weight stages, a staging buffer per warpgroup, barriers.
+// Against im2col the input crosses L2 -> shared memory once instead of R x S times: less power,
+// higher clocks.
 #include "conv2d/conv2d_halo.cuh"
 
 namespace cnnkernels {
@@ -24,6 +25,7 @@ __global__ void __launch_bounds__(384, 1)
   const uint32_t staging = weights + prm.stages * kWeightBytes;
   const uint32_t box_full = staging + 2 * staged_bytes, box_empty = box_full + kBoxes * 8;
   const uint32_t full = box_empty + kBoxes * 8, empty = full + prm.stages * 8;
+  const uint32_t residual_full = empty + prm.stages * 8;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kBoxes; ++i) {
@@ -34,6 +36,7 @@ __global__ void __launch_bounds__(384, 1)
       sm90::mbarrier_init(full + i * 8, 1);
       sm90::mbarrier_init(empty + i * 8, 8);
     }
+    for (int i = 0; i < 2; ++i) sm90::mbarrier_init(residual_full + i * 8, 1);
     sm90::fence_mbarrier_init();
     sm90::fence_proxy_async();
     sm90::prefetch_tensor_map(&maps.x);
@@ -73,6 +76,8 @@ __global__ void __launch_bounds__(384, 1)
   const int group = warp / 4 - 1, thread = threadIdx.x % 128;
   const uint32_t staged = staging + group * staged_bytes;
   const T* bias = static_cast<const T*>(prm.bias);
+  const uint32_t residual_barrier = residual_full + group * 8;
+  uint32_t residual_parity = 0;
   float acc[kPixels / 2];
   sm90::RingPosition box, stage;
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
@@ -81,6 +86,35 @@ __global__ void __launch_bounds__(384, 1)
     const int mine = channel + thread / 32 * 16 + lane / 4;
     const float bias0 = bias && mine < prm.k ? to_float(bias[mine]) : 0.f;
     const float bias1 = bias && mine + 8 < prm.k ? to_float(bias[mine + 8]) : 0.f;
+
+    // The buffer is free once its store has read it; a residual arrives during the main loop.
+    auto claim_buffer = [&](int p) {
+      if (thread == 0) {
+        sm90::tma_store_wait_read<0>();
+        if (prm.residual_bytes)
+          load_halo_residual<T>(&maps.z, staged, kPart * 128, residual_barrier, prm.residual_bytes,
+                                channel, at.q, p, at.n);
+      }
+      __syncwarp();
+    };
+    auto await_buffer = [&] {
+      if (prm.residual_bytes) {
+        sm90::mbarrier_wait(residual_barrier, residual_parity);
+        residual_parity ^= 1;
+      } else {
+        sm90::named_barrier_sync(1 + group, 128);
+      }
+    };
+    auto store_buffer = [&](int plane_bytes, int q, int p) {
+      sm90::fence_proxy_async();
+      sm90::named_barrier_sync(1 + group, 128);
+      if (thread == 0) {
+        store_halo_tile<T>(&maps.y, staged, plane_bytes, channel, prm.k, q, p, at.n);
+        sm90::tma_store_commit();
+      }
+      __syncwarp();
+    };
+    claim_buffer(at.p);
 
     // A stage (and a box, after its last tap) is given back when the next wgmma has been issued.
     int previous_stage = -1, previous_box = -1;
@@ -122,33 +156,27 @@ __global__ void __launch_bounds__(384, 1)
     __syncwarp();
 
     // Epilogue: 8-column tiles of 224 in two halves of 14 rows through one buffer, others at once.
-    if (thread == 0) sm90::tma_store_wait_read<0>();
-    sm90::named_barrier_sync(1 + group, 128);
-    sm90::store_transposed<T, kPart>(acc, bias0, bias1, prm.relu, staged, thread);
+    await_buffer();
+    if (prm.pool) {
+      stage_pooled<T, kPixels>(acc, bias0, bias1, prm.relu, staged, thread);
+      store_buffer((kPixels / 16 + 1) / 2 * 8 * 128, at.q / 2, at.p / 2);
+      continue;
+    }
+    const bool residual = prm.residual_bytes != 0;
+    sm90::store_transposed<T, kPart>(acc, bias0, bias1, prm.relu, staged, thread, residual);
     if constexpr (kPart < kPixels)
       if (prm.whole_rows)
         sm90::store_transposed<T, kPart, kPart>(acc, bias0, bias1, prm.relu, staged + kPart * 128,
-                                                thread);
-    sm90::fence_proxy_async();
-    sm90::named_barrier_sync(1 + group, 128);
-    if (thread == 0) {
-      store_halo_tile<T>(&maps.y, staged, kPart * 128, channel, prm.k, at.q, at.p, at.n);
-      sm90::tma_store_commit();
-    }
+                                                thread, residual);
+    store_buffer(kPart * 128, at.q, at.p);
     if constexpr (kPart < kPixels)
       if (!prm.whole_rows) {
-        if (thread == 0) sm90::tma_store_wait_read<0>();
-        sm90::named_barrier_sync(1 + group, 128);
-        sm90::store_transposed<T, kPart, kPart>(acc, bias0, bias1, prm.relu, staged, thread);
-        sm90::fence_proxy_async();
-        sm90::named_barrier_sync(1 + group, 128);
-        if (thread == 0) {
-          store_halo_tile<T>(&maps.y, staged, kPart * 128, channel, prm.k, at.q, at.p + kPart / 8,
-                             at.n);
-          sm90::tma_store_commit();
-        }
+        claim_buffer(at.p + kPart / 8);
+        await_buffer();
+        sm90::store_transposed<T, kPart, kPart>(acc, bias0, bias1, prm.relu, staged, thread,
+                                                residual);
+        store_buffer(kPart * 128, at.q, at.p + kPart / 8);
       }
-    __syncwarp();
   }
   if (thread == 0) sm90::tma_store_wait<0>();
 }
@@ -158,11 +186,15 @@ cudaError_t launch(const ConvGroup& g, cudaStream_t stream) {
   const plan::HaloTile& tile = g.plan.halo;
   const bool halves = kPixels == 224 && !tile.whole_rows;
   const int staged = (halves ? 112 : kPixels) * 64 * int{sizeof(T)};
+  const bool pool = g.params.problem.pool;
+  const int rows = halves && !pool ? 14 : tile.rows;  // of one store
+  HaloParams prm = halo_params(g);
+  if (g.params.residual) prm.residual_bytes = tile.stored_width() * rows * 64 * int{sizeof(T)};
   HaloMaps maps;
-  const cudaError_t error = halo_maps(g, halves ? 14 : tile.rows, &maps);
+  const cudaError_t error = halo_maps(g, rows, &maps);
   if (error != cudaSuccess) return error;
   return launch_kernel(conv2d_halo_stream_kernel<T, kPixels, kRowBytes>, g.plan.grid,
-                       g.plan.shared_bytes, stream, maps, halo_params(g), staged);
+                       g.plan.shared_bytes, stream, maps, prm, staged);
 }
 
 template <class T>

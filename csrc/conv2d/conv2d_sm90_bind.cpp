@@ -24,7 +24,8 @@ void check_pair(const Ints& pair, const char* name, int64_t least) {
 
 plan::ConvProblem problem_of(const Tensor& x, const Tensor& weight,
                              const std::optional<Tensor>& residual, const Ints& stride,
-                             const Ints& padding, const Ints& dilation, int64_t groups) {
+                             const Ints& padding, const Ints& dilation, int64_t groups,
+                             bool pool = false) {
   check_weight(x, weight, groups);
   check_pair(stride, "stride", 1);
   check_pair(padding, "padding", 0);
@@ -35,7 +36,7 @@ plan::ConvProblem problem_of(const Tensor& x, const Tensor& weight,
   p.stride_h = stride[0], p.stride_w = stride[1];
   p.pad_h = padding[0], p.pad_w = padding[1];
   p.dilation_h = dilation[0], p.dilation_w = dilation[1];
-  p.groups = groups, p.residual = residual.has_value(), p.dtype = dtype_of(x, "x");
+  p.groups = groups, p.residual = residual.has_value(), p.pool = pool, p.dtype = dtype_of(x, "x");
   const std::string why_not = plan::conv_why_not(p);
   STD_TORCH_CHECK(why_not.empty(), why_not);
   return p;
@@ -99,7 +100,23 @@ Tensor conv2d_cuda(const Tensor& x, const Tensor& weight, const std::optional<Te
   return out;
 }
 
-// The same into channels [channel_offset, channel_offset + K) of out [N, >= K, P, Q].
+// max_pool2d(relu(conv2d(x, weight, bias)), 2): [N, K, P / 2, Q / 2], stride and dilation 1.
+Tensor conv2d_pool_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const Ints& padding, int64_t groups, bool relu,
+                        const std::string& instance) {
+  const Ints one = {1, 1};
+  const plan::ConvProblem p = problem_of(x, weight, std::nullopt, one, padding, one, groups, true);
+  const std::string why_not = plan::choose_plan(p.group(), 132).why_not;
+  STD_TORCH_CHECK(why_not.empty(), "no kernel pools this convolution: ", why_not);
+  DeviceGuard guard(x.get_device_index());
+  Tensor out =
+      empty_like_device(x, {p.n, p.k, p.p() / 2, p.q() / 2}, x.scalar_type(), Layout::nhwc);
+  run(p, x, weight, bias, std::nullopt, relu, instance, out, 0);
+  return out;
+}
+
+// The same as conv2d_cuda into channels [channel_offset, channel_offset + K) of out [N, >= K, P,
+// Q].
 void conv2d_cuda_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                      const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
                      const Ints& dilation, int64_t groups, bool relu, const std::string& instance,
@@ -125,12 +142,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cnnkernels, m) {
       "_conv2d_cuda(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] "
       "padding, int[] dilation, int groups, bool relu, str instance) -> Tensor");
   m.def(
+      "_conv2d_pool_cuda(Tensor x, Tensor weight, Tensor? bias, int[] padding, int groups, bool "
+      "relu, str instance) -> Tensor");
+  m.def(
       "_conv2d_cuda_out(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, "
       "int[] padding, int[] dilation, int groups, bool relu, str instance, Tensor(a!) out, int "
       "channel_offset) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(cnnkernels, CUDA, m) {
   m.impl("_conv2d_cuda", TORCH_BOX(&conv2d_cuda));
+  m.impl("_conv2d_pool_cuda", TORCH_BOX(&conv2d_pool_cuda));
   m.impl("_conv2d_cuda_out", TORCH_BOX(&conv2d_cuda_out));
 }
 

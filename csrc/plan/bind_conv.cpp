@@ -26,7 +26,8 @@ Dtype dtype_named(const std::string& name) {
 }
 
 ConvProblem problem(const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
-                    const Ints& dilation, int groups, const std::string& dtype, bool residual) {
+                    const Ints& dilation, int groups, const std::string& dtype, bool residual,
+                    bool pool) {
   if (x.size() != 4 || weight.size() != 4 || stride.size() != 2 || padding.size() != 2 ||
       dilation.size() != 2)
     throw std::invalid_argument("shapes are [N, C, H, W] and [K, C/groups, R, S], the rest pairs");
@@ -36,7 +37,7 @@ ConvProblem problem(const Ints& x, const Ints& weight, const Ints& stride, const
   p.stride_h = stride[0], p.stride_w = stride[1];
   p.pad_h = padding[0], p.pad_w = padding[1];
   p.dilation_h = dilation[0], p.dilation_w = dilation[1];
-  p.groups = groups, p.residual = residual, p.dtype = dtype_named(dtype);
+  p.groups = groups, p.residual = residual, p.pool = pool, p.dtype = dtype_named(dtype);
   return p;
 }
 
@@ -103,23 +104,25 @@ void bind_conv(py::module_& m) {
       "conv_why_not",
       [](const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
          const Ints& dilation, int groups, const std::string& dtype, bool channels_last,
-         bool residual) -> py::object {
+         bool residual, bool pool) -> py::object {
         std::string text = channels_last ? "" : "the kernels take channels_last";
         if (text.empty())
-          text = why_not(problem(x, weight, stride, padding, dilation, groups, dtype, residual),
-                         kDefaultMultiprocessors);
+          text =
+              why_not(problem(x, weight, stride, padding, dilation, groups, dtype, residual, pool),
+                      kDefaultMultiprocessors);
         return text.empty() ? py::object(py::none()) : py::cast(text);
       },
       py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"), py::arg("padding"),
       py::arg("dilation"), py::arg("groups"), py::arg("dtype"), py::arg("channels_last") = true,
-      py::arg("residual") = false,
+      py::arg("residual") = false, py::arg("pool") = false,
       "Why the Hopper convolution kernels can't run this problem, or None.");
   m.def(
       "conv_plans",
       [](const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
-         const Ints& dilation, int groups, const std::string& dtype, bool residual, int sms) {
+         const Ints& dilation, int groups, const std::string& dtype, bool residual, bool pool,
+         int sms) {
         const ConvProblem p =
-            problem(x, weight, stride, padding, dilation, groups, dtype, residual);
+            problem(x, weight, stride, padding, dilation, groups, dtype, residual, pool);
         const std::string text = conv_why_not(p);
         if (!text.empty()) throw std::invalid_argument(text);
         std::vector<py::dict> plans;
@@ -129,21 +132,22 @@ void bind_conv(py::module_& m) {
       },
       py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"), py::arg("padding"),
       py::arg("dilation"), py::arg("groups"), py::arg("dtype"), py::arg("residual") = false,
-      py::arg("sms") = kDefaultMultiprocessors,
+      py::arg("pool") = false, py::arg("sms") = kDefaultMultiprocessors,
       "Every instance's plan of one group, the best estimate first, unusable ones last.");
   m.def(
       "conv_choose",
       [](const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
-         const Ints& dilation, int groups, const std::string& dtype, bool residual, int sms) {
+         const Ints& dilation, int groups, const std::string& dtype, bool residual, bool pool,
+         int sms) {
         const ConvProblem p =
-            problem(x, weight, stride, padding, dilation, groups, dtype, residual);
+            problem(x, weight, stride, padding, dilation, groups, dtype, residual, pool);
         const std::string text = why_not(p, sms);
         if (!text.empty()) throw std::invalid_argument(text);
         return plan_dict(p.group(), choose_plan(p.group(), sms), sms);
       },
       py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"), py::arg("padding"),
       py::arg("dilation"), py::arg("groups"), py::arg("dtype"), py::arg("residual") = false,
-      py::arg("sms") = kDefaultMultiprocessors,
+      py::arg("pool") = false, py::arg("sms") = kDefaultMultiprocessors,
       "The planner's choice: {instance, reason, est_us, ...} of one group.");
   m.def(
       "conv_instances",

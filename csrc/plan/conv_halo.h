@@ -59,11 +59,11 @@ inline HaloTile row_tile(const ConvProblem& x, int pixels) {
   return t;
 }
 
-// The one with fewer tiles.
+// The one with fewer tiles; pooling needs both rows of a pair in the same tile.
 inline HaloTile halo_tile(const ConvProblem& x, int pixels) {
   const HaloTile columns = column_tile(x, pixels), rows = row_tile(x, pixels);
   const bool fits = rows.rows > 0 && rows.pitch <= 256 && rows.box_rows <= 256;
-  return fits && rows.tiles(1) < columns.tiles(1) ? rows : columns;
+  return fits && !x.pool && rows.tiles(1) < columns.tiles(1) ? rows : columns;
 }
 
 }  // namespace cnnkernels::plan

@@ -98,6 +98,10 @@ inline std::string conv_why_not(const ConvProblem& x) {
 
 inline void plan_igemm(const ConvProblem& x, int sms, ConvPlan& plan) {
   const Instance& i = *plan.instance;
+  if (x.pool) {
+    plan.why_not = "igemm tiles hold no pooling windows";
+    return;
+  }
   const int parts = i.channels == 64 ? 2 : 1, e = x.element_bytes();
   plan.chunks = static_cast<int>(ceil_div(int64_t{x.c} * e, 128));
   plan.channel_tiles = static_cast<int>(ceil_div(x.k, i.channels));
@@ -107,7 +111,7 @@ inline void plan_igemm(const ConvProblem& x, int sms, ConvPlan& plan) {
   const int staged = 2 * staged_pixels(i.pixels, e) * 64 * e;
   // Short reductions live on output traffic, long ones on operand stages; a residual's prefetch
   // needs two buffers or it waits for its own store.
-  plan.buffers = x.residual ? 4 : steps <= 4 ? 2 : 1;
+  plan.buffers = x.residual ? (steps <= 8 ? 4 : 2) : steps <= 4 ? 2 : 1;
   auto stages = [&] {
     return (kSharedLimit - kRowAlign - kBarrierBytes - plan.buffers * staged) / stage;
   };
@@ -137,7 +141,7 @@ inline void plan_halo(const ConvProblem& x, int sms, ConvPlan& plan) {
   const int e = x.element_bytes();
   if (x.stride_h != 1 || x.stride_w != 1) plan.why_not = "halo kernels have stride 1";
   if (x.dilation_h != 1 || x.dilation_w != 1) plan.why_not = "halo kernels have dilation 1";
-  if (x.residual) plan.why_not = "halo kernels add no residual";
+  if (x.residual && x.pool) plan.why_not = "pooling and a residual exclude each other";
   if (x.r * x.s == 1) plan.why_not = "a 1x1 filter has no halo";
   plan.chunks = static_cast<int>(ceil_div(int64_t{x.c} * e, i.row_bytes));
   if (resident && plan.chunks > 1) plan.why_not = "the weights of so many channels don't fit";
@@ -145,6 +149,10 @@ inline void plan_halo(const ConvProblem& x, int sms, ConvPlan& plan) {
 
   plan.halo = halo_tile(x, i.pixels);
   const HaloTile& t = plan.halo;
+  if (x.pool && x.p() * x.q() < 0.85 * t.tiles(1) * i.pixels) {
+    plan.why_not = "half-empty tiles: pooling in a kernel of its own is faster";
+    return;
+  }
   if (!t.whole_rows && i.pixels == 208) {
     plan.why_not = "its tile suits whole rows of the map only";
     return;
@@ -185,7 +193,8 @@ inline void plan_halo(const ConvProblem& x, int sms, ConvPlan& plan) {
   const double mma = taps * plan.chunks * (i.row_bytes / 32.0) *
                      (i.pixels + (resident ? kMmaOverheadResident : kMmaOverhead));
   const double epilogue =
-      kEpilogueClocks + (resident ? kResidentClocksPerPixel : kEpilogueClocksPerPixel) * i.pixels;
+      kEpilogueClocks + (resident ? kResidentClocksPerPixel : kEpilogueClocksPerPixel) * i.pixels *
+                            (x.residual ? 2 : 1);
   double clocks;
   if (resident) {  // blocks keep a channel tile; their two warpgroups take pixel tiles in turn
     if (plan.channel_tiles > sms) {

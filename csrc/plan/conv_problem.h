@@ -18,6 +18,7 @@ struct ConvProblem {
   int dilation_h = 1, dilation_w = 1;
   int groups = 1;
   bool residual = false;
+  bool pool = false;          // 2x2 max-pool of stride 2 after the ReLU, odd edges dropped
   Dtype dtype = Dtype::bf16;  // f32 runs as tf32
 
   int p() const { return (h + 2 * pad_h - dilation_h * (r - 1) - 1) / stride_h + 1; }
@@ -42,7 +43,10 @@ struct ConvProblem {
   // Input, filter, residual read once and the output written once.
   double bytes() const {
     return (1.0 * n * h * w * c + 1.0 * k * (c / groups) * r * s +
-            (residual ? 2.0 : 1.0) * pixels() * k) *
+            (residual ? 2.0
+             : pool   ? 0.25
+                      : 1.0) *
+                pixels() * k) *
            element_bytes();
   }
 };

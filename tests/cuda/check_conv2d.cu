@@ -8,6 +8,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -32,6 +33,7 @@ struct Case {
   int n, h, w, c, k, r, s, stride, pad, dilation, groups;
   bool residual, relu, bias;
   int extra;  // channels of the wider output tensor besides k
+  bool pool = false;
 };
 
 const Case kCases[] = {
@@ -53,6 +55,13 @@ const Case kCases[] = {
     {2, 17, 33, 40, 48, 3, 3, 1, 0, 1, 1, false, true, true, 0},
     {70, 7, 7, 64, 512, 3, 3, 1, 1, 1, 1, true, true, true, 0},
     {40, 28, 28, 64, 192, 3, 3, 1, 1, 1, 1, false, true, true, 0},
+    {2, 56, 56, 64, 64, 3, 3, 1, 1, 1, 1, true, true, true, 0},
+    {3, 28, 28, 128, 136, 3, 3, 1, 1, 1, 1, true, true, true, 64},
+    {3, 14, 14, 96, 208, 3, 3, 1, 1, 1, 1, true, true, false, 0},
+    {2, 28, 28, 64, 72, 3, 3, 1, 1, 1, 1, false, true, true, 64, true},
+    {2, 31, 45, 128, 192, 3, 3, 1, 1, 1, 1, false, true, true, 0, true},
+    {3, 14, 14, 16, 64, 5, 5, 1, 2, 1, 1, false, false, true, 0, true},
+    {20, 56, 56, 128, 256, 3, 3, 1, 1, 1, 1, false, true, true, 0, true},
 };
 
 static float uniform() { return static_cast<float>(rand()) / RAND_MAX * 2 - 1; }
@@ -86,9 +95,11 @@ int check_case(const Case& t, Dtype dtype, double tolerance) {
   x.stride_h = x.stride_w = t.stride;
   x.pad_h = t.r > 1 ? t.pad : 0, x.pad_w = t.s > 1 ? t.pad : 0;
   x.dilation_h = x.dilation_w = t.dilation;
-  x.groups = t.groups, x.residual = t.residual, x.dtype = dtype;
-  const int p = x.p(), q = x.q(), pitch = t.k + t.extra, cg = t.c / t.groups, kg = t.k / t.groups;
-  const size_t pixels = x.pixels(), total = pixels * pitch + 2 * kGuard;
+  x.groups = t.groups, x.residual = t.residual, x.pool = t.pool, x.dtype = dtype;
+  const int window = t.pool ? 2 : 1;  // each output is the largest of window x window
+  const int p = x.p() / window, q = x.q() / window, pitch = t.k + t.extra, cg = t.c / t.groups,
+            kg = t.k / t.groups;
+  const size_t pixels = size_t(t.n) * p * q, total = pixels * pitch + 2 * kGuard;
   const auto hx = random_vector<T>(size_t(t.n) * t.h * t.w * t.c, 1);
   const auto hw = random_vector<T>(size_t(t.k) * t.r * t.s * cg, 0.1f);
   const auto hb = random_vector<T>(t.k, 1), hz = random_vector<T>(pixels * t.k, 1);
@@ -110,19 +121,23 @@ int check_case(const Case& t, Dtype dtype, double tolerance) {
     const int k = j % t.k;
     const size_t m = j / t.k;
     const int ow = m % q, oh = m / q % p, n = m / q / p;
-    double acc = t.bias ? value(hb[k]) : 0;
-    for (int r = 0; r < t.r; ++r)
-      for (int s = 0; s < t.s; ++s) {
-        const int h = oh * t.stride - x.pad_h + r * t.dilation;
-        const int w = ow * t.stride - x.pad_w + s * t.dilation;
-        if (h < 0 || w < 0 || h >= t.h || w >= t.w) continue;
-        const size_t from = ((size_t(n) * t.h + h) * t.w + w) * t.c + k / kg * cg;
-        const size_t filter = ((size_t(k) * t.r + r) * t.s + s) * cg;
-        for (int c = 0; c < cg; ++c) acc += value(hx[from + c]) * value(hw[filter + c]);
-      }
-    if (t.residual) acc += value(hz[j]);
-    if (t.relu && acc < 0) acc = 0;
-    samples.push_back(m * pitch + offset + k), expected.push_back(acc);
+    double best = -1e300;
+    for (int i = 0; i < window * window; ++i) {
+      double acc = t.bias ? value(hb[k]) : 0;
+      for (int r = 0; r < t.r; ++r)
+        for (int s = 0; s < t.s; ++s) {
+          const int h = (oh * window + i / 2) * t.stride - x.pad_h + r * t.dilation;
+          const int w = (ow * window + i % 2) * t.stride - x.pad_w + s * t.dilation;
+          if (h < 0 || w < 0 || h >= t.h || w >= t.w) continue;
+          const size_t from = ((size_t(n) * t.h + h) * t.w + w) * t.c + k / kg * cg;
+          const size_t filter = ((size_t(k) * t.r + r) * t.s + s) * cg;
+          for (int c = 0; c < cg; ++c) acc += value(hx[from + c]) * value(hw[filter + c]);
+        }
+      best = std::max(best, acc);
+    }
+    if (t.residual) best += value(hz[j]);
+    if (t.relu && best < 0) best = 0;
+    samples.push_back(m * pitch + offset + k), expected.push_back(best);
   }
 
   int bad = 0;
@@ -159,13 +174,14 @@ int check_case(const Case& t, Dtype dtype, double tolerance) {
     const double error = std::sqrt(num / den);
     const bool ok = error < tolerance && same && !foreign && !unwritten;
     bad += !ok;
-    std::printf("%s n%d %dx%d c%d k%d %dx%d/%d p%d d%d g%d res%d %-20s error %.2e %s%s%s%s\n",
-                dtype == Dtype::bf16  ? "bf16"
-                : dtype == Dtype::f16 ? "f16"
-                                      : "f32",
-                t.n, t.h, t.w, t.c, t.k, t.r, t.s, t.stride, t.pad, t.dilation, t.groups,
-                t.residual, instance.name, error, ok ? "ok" : "BAD", same ? "" : " differs",
-                foreign ? " foreign" : "", unwritten ? " unwritten" : "");
+    std::printf(
+        "%s n%d %dx%d c%d k%d %dx%d/%d p%d d%d g%d res%d pool%d %-20s error %.2e %s%s%s%s\n",
+        dtype == Dtype::bf16  ? "bf16"
+        : dtype == Dtype::f16 ? "f16"
+                              : "f32",
+        t.n, t.h, t.w, t.c, t.k, t.r, t.s, t.stride, t.pad, t.dilation, t.groups, t.residual,
+        t.pool, instance.name, error, ok ? "ok" : "BAD", same ? "" : " differs",
+        foreign ? " foreign" : "", unwritten ? " unwritten" : "");
     std::fflush(stdout);
   }
   return bad;

@@ -47,6 +47,13 @@ __device__ __forceinline__ void tma_load_im2col(uint32_t shared, const CUtensorM
       "h"(static_cast<uint16_t>(offset_h))
       : "memory");
 }
+// Brings a box into L2 only.
+__device__ __forceinline__ void tma_prefetch_4d(const CUtensorMap* map, int c0, int c1, int c2,
+                                                int c3) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(map),
+               "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+               : "memory");
+}
 __device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, uint32_t shared, int c0,
                                              int c1) {
   asm volatile(
