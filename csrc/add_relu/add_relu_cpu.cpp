@@ -1,8 +1,7 @@
 // relu(input + residual) and its backward on the CPU: leaf ops cnnkernels::_add_relu_cpu and
 // cnnkernels::_relu_backward_mask_cpu. Flat memory, 8 elements to a mask byte; plain loops that the
 // compiler vectorises (three function clones: baseline, AVX2, AVX-512), threads by torch.
-#include "common/cpu.h"
-#include "common/tensor.h"
+#include "common/cpu_math.h"
 
 namespace cnnkernels {
 namespace {
@@ -10,28 +9,34 @@ namespace {
 // Elements [begin, end) of the flat tensors, begin a multiple of 8. fp16 and bf16 are summed in
 // fp32 and rounded once before the comparison, as torch's add does.
 template <class T>
-CNNKERNELS_CLONES void add_relu_range(const T* a, const T* b, T* out, uint8_t* mask, int64_t begin,
-                                      int64_t end) {
+CNNKERNELS_CLONES void add_relu_range(const T* a, const T* b, T* __restrict out, uint8_t* mask,
+                                      int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const float sum =
-        static_cast<float>(static_cast<T>(static_cast<float>(a[i]) + static_cast<float>(b[i])));
-    out[i] = static_cast<T>(sum <= 0.f ? 0.f : sum);  // NaN passes, as in torch.relu
+    // A sum that rounds to zero is zero on either side of the test, so the unrounded sum decides.
+    const float sum = to_f32(a[i]) + to_f32(b[i]);
+    out[i] = from_f32<T>(sum <= 0.f ? 0.f : sum);  // NaN passes, as in torch.relu
   }
   if (!mask) return;
   for (int64_t i = begin; i < end; i += 8) {
     unsigned bits = 0;
     const int64_t count = std::min<int64_t>(8, end - i);
-    for (int64_t e = 0; e < count; ++e)
-      bits |= unsigned{!(static_cast<float>(out[i + e]) <= 0.f)} << e;
+    for (int64_t e = 0; e < count; ++e) bits |= unsigned{!(to_f32(out[i + e]) <= 0.f)} << e;
     mask[i / 8] = static_cast<uint8_t>(bits);
   }
 }
 
-template <class T>
-CNNKERNELS_CLONES void backward_range(const T* grad, const uint8_t* mask, T* grad_input,
-                                      int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i)
-    grad_input[i] = (mask[i >> 3] >> (i & 7) & 1) ? grad[i] : static_cast<T>(0.f);
+// grad_input = grad where the mask's bit is set, else 0, as integers: all ones or zeros, and AND.
+template <class Bits>
+CNNKERNELS_CLONES void backward_range(const Bits* grad, const uint8_t* mask,
+                                      Bits* __restrict grad_input, int64_t begin, int64_t end) {
+  int64_t i = begin;
+  for (; i + 8 <= end; i += 8) {
+    const uint32_t byte = mask[i >> 3];
+    for (int e = 0; e < 8; ++e)
+      grad_input[i + e] = grad[i + e] & static_cast<Bits>(-static_cast<int32_t>(byte >> e & 1));
+  }
+  for (; i < end; ++i)
+    grad_input[i] = grad[i] & static_cast<Bits>(-static_cast<int32_t>(mask[i >> 3] >> (i & 7) & 1));
 }
 
 // Whole mask bytes to each thread; the grain keeps small tensors on one.
@@ -57,8 +62,11 @@ std::tuple<Tensor, Tensor> add_relu_cpu(const Tensor& input, const Tensor& resid
     const auto* a = static_cast<const T*>(input.data_ptr());
     const auto* b = static_cast<const T*>(residual.data_ptr());
     auto* o = static_cast<T*>(out.data_ptr());
-    for_chunks(numel,
-               [&](int64_t begin, int64_t end) { add_relu_range(a, b, o, mask_data, begin, end); });
+    for_chunks(numel, [&](int64_t begin, int64_t end) {
+      // In cache-sized pieces: the mask's loop finds the output there.
+      for (int64_t i = begin; i < end; i += 4096)
+        add_relu_range(a, b, o, mask_data, i, std::min(end, i + 4096));
+    });
   });
   return {out, mask};
 }
@@ -71,8 +79,9 @@ Tensor relu_backward_mask_cpu(const Tensor& grad, const Tensor& mask) {
   const auto* bits = static_cast<const uint8_t*>(mask.data_ptr());
   dispatch_cpu(dtype_of(grad, "grad"), [&](auto zero) {
     using T = decltype(zero);
-    const auto* g = static_cast<const T*>(grad.data_ptr());
-    auto* o = static_cast<T*>(grad_input.data_ptr());
+    using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+    const auto* g = static_cast<const Bits*>(grad.data_ptr());
+    auto* o = static_cast<Bits*>(grad_input.data_ptr());
     for_chunks(grad.numel(),
                [&](int64_t begin, int64_t end) { backward_range(g, bits, o, begin, end); });
   });

@@ -172,6 +172,8 @@ class Lrn {
                                 int64_t out_stride, int64_t n) {
     start(n, /*gradient=*/false);
     for (int64_t c = -p_.after; c < p_.channels; ++c) {
+      // The next rows are a page away: the hardware does not fetch them by itself.
+      if (c + p_.after + 1 < p_.channels) prefetch(x + (c + p_.after + 1) * x_stride, n);
       load(c + p_.after, x, x_stride, bias, n);
       if (c < 0) continue;
       lrn_finish(squares_.window(c - p_.before, p_.window()), p_.window(), sum_.data(),
@@ -264,6 +266,11 @@ class Lrn {
                      squares_.row(c), n);
     else
       std::fill_n(squares_.row(c), n, A{});
+  }
+
+  CNNKERNELS_INLINE static void prefetch(const T* row, int64_t n) {
+    for (int64_t i = 0; i < n; i += static_cast<int64_t>(64 / sizeof(T)))
+      __builtin_prefetch(row + i);
   }
 
   void start_pixels() {

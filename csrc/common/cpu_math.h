@@ -131,28 +131,23 @@ struct Power<double> {
   CNNKERNELS_INLINE bool slow(double d) const {
     return bits_as<Bits>(static_cast<float>(d)) - low > span;
   }
-  // The double is only read: as its fp32 rounding and the rest. Everything else is fp32, arranged
-  // so that no large intermediate is rounded: log2 in integer and fraction, and v * 2^n * (1 + r q)
-  // as one fused multiply-add.
+  // fp32 from here on, arranged so that no large intermediate is rounded: log2 in integer and
+  // fraction, and v * 2^n * (1 + r q) as one fused multiply-add. What is left: half an ulp each of
+  // d (times the exponent) and of the result, and a third of one of the polynomials.
   CNNKERNELS_INLINE float times(float v, double d) const {
-    const float hi = static_cast<float>(d);
-    const float rest = static_cast<float>(d - static_cast<double>(hi));
-    const int32_t bits = bits_as<int32_t>(hi);
+    const int32_t bits = bits_as<int32_t>(static_cast<float>(d));
     const int32_t e = (bits - 0x3f3504f3) >> 23;  // sqrt(1/2): the mantissa's middle
     const float f = bits_as<float>(bits - (e << 23)) - 1.f;
-    float p = -0.107497895f;
-    p = p * f + 0.184760335f;
-    p = p * f + -0.191388377f;
-    p = p * f + 0.204857648f;
-    p = p * f + -0.239608122f;
-    p = p * f + 0.288552561f;
-    p = p * f + -0.360696542f;
-    p = p * f + 0.48089852f;
-    p = p * f + -0.721347354f;
-    p = p * f + 1.44269504f;
-    // log2(1 + rest / hi), at most 2^-24: a tenth of it is close enough for 1 / hi.
-    const float inverse = bits_as<float>(0x7ef311c3 - bits);
-    const float fraction = p * f + rest * inverse * 1.44269504f;
+    float p = 0.12310983891253549f;
+    p = p * f + -0.20586213498544528f;
+    p = p * f + 0.21607828890968769f;
+    p = p * f + -0.23916985319444756f;
+    p = p * f + 0.28790325220013391f;
+    p = p * f + -0.36069326896280046f;
+    p = p * f + 0.48091075371261116f;
+    p = p * f + -0.72134746824396545f;
+    p = p * f + 1.4426950035669874f;
+    const float fraction = p * f;
     const float whole = static_cast<float>(e);
     const float shifted = high * (fraction + whole) + 0x1.8p23f;  // rounds; integer in the low bits
     const float n = shifted - 0x1.8p23f;
