@@ -18,6 +18,7 @@ import torch
 import cnnkernels
 from cnnkernels import data as data_module
 from cnnkernels.train import Place, Run, Stopped, checkpoint, default_recipe, runs
+from cnnkernels.train.augment import Augment, colour_components
 from cnnkernels.train.recipe import lr_at
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -382,3 +383,34 @@ def test_training_on_image_files_does_not_depend_on_workers(tmp_path):
     here, workers = (Run(recipe, data, HERE, workers=n).run() for n in (0, 2))
     assert_same(here.model.state_dict(), workers.model.state_dict())
     assert here.probabilities.shape == (4, 2)
+
+
+def test_strength_scales_the_augmentation():
+    """At a strength next to nothing an image hardly changes; at 1 it does."""
+    images = torch.rand(8, 1, 28, 28)
+    for name in ("affine", "elastic", "colour"):
+        changes = []
+        for strength in (1e-4, 1.0):
+            augment = Augment((name,), torch.eye(1), strength)
+            drawn = augment.draw(8, torch.Generator().manual_seed(0))
+            changes.append(float((augment(images, drawn) - images).abs().mean()))
+        assert changes[0] < 1e-3 < 0.02 < changes[1], name
+
+
+def test_crops_and_flips_move_pixels_only():
+    images = torch.zeros(64, 1, 8, 8)
+    images[:, 0, 4, 2] = 1
+    augment = Augment(("crop", "flip"))
+    changed = augment(images, augment.draw(64, torch.Generator().manual_seed(0)))
+    assert changed.sum() == 64  # one bright pixel each, at most one pixel from where it was
+    rows, columns = changed.flatten(1).argmax(1) // 8, changed.flatten(1).argmax(1) % 8
+    assert set(rows.tolist()) == {3, 4, 5}
+    assert set(columns.tolist()) == {1, 2, 3, 4, 5, 6}
+
+
+def test_colour_components_are_the_pixels_covariance():
+    pixels = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8)
+    components = colour_components(pixels)
+    flat = pixels.movedim(1, -1).reshape(-1, 3).double() / 255
+    covariance = torch.cov(flat.T, correction=0).float()
+    torch.testing.assert_close(components.T @ components, covariance, rtol=1e-4, atol=1e-5)

@@ -24,10 +24,16 @@ class Augment:
             at random), "flip" (left–right), "colour" (Krizhevsky et al. 2012: a random multiple of
             the training set's colour components is added).
         colour: the components scaled by their deviations, [C, C]; needed for "colour".
+        strength: factor on the sizes named above (not on "flip").
     """
 
-    def __init__(self, names: tuple[str, ...], colour: torch.Tensor | None = None):
-        self.names, self.colour = names, colour
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        colour: torch.Tensor | None = None,
+        strength: float = 1.0,
+    ):
+        self.names, self.colour, self.strength = names, colour, strength
 
     def draw(self, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """The random numbers for a batch of n, in the order of NAMES: each of shape [n, …]."""
@@ -54,22 +60,23 @@ class Augment:
     def __call__(self, images: torch.Tensor, drawn: dict[str, torch.Tensor]) -> torch.Tensor:
         drawn = {name: value.to(images.device) for name, value in drawn.items()}
         if "affine" in drawn or "elastic" in drawn:
-            images = _warp(images, drawn.get("affine"), drawn.get("elastic"))
+            images = _warp(images, drawn.get("affine"), drawn.get("elastic"), self.strength)
         if "crop" in drawn:
-            images = _crop(images, drawn["crop"])
+            images = _crop(images, drawn["crop"], self.strength)
         if "flip" in drawn:
             images = torch.where(drawn["flip"].view(-1, 1, 1, 1) > 0, images, images.flip(3))
         if "colour" in drawn:
-            shift = 0.1 * drawn["colour"] @ self.colour.to(images.device)
+            shift = 0.1 * self.strength * drawn["colour"] @ self.colour.to(images.device)
             images = images + shift[:, :, None, None]
         return images
 
 
-def _warp(images, affine, elastic) -> torch.Tensor:
+def _warp(images, affine, elastic, strength: float) -> torch.Tensor:
     """One bilinear resampling for both maps; what comes from outside is 0 (black)."""
     n, _, h, w = images.shape
     if affine is None:
         affine = images.new_zeros(n, 6)
+    affine = strength * affine
     angle = affine[:, 0] * math.radians(12)
     sx, sy = 1 + 0.12 * affine[:, 1], 1 + 0.12 * affine[:, 2]
     shear, tx, ty = 0.12 * affine[:, 3], 0.14 * affine[:, 4], 0.14 * affine[:, 5]
@@ -79,14 +86,14 @@ def _warp(images, affine, elastic) -> torch.Tensor:
     if elastic is not None:
         # A coarse field of normal displacements (deviation 4 % of the side), smoothly enlarged.
         field = F.interpolate(elastic, (h, w), mode="bicubic", align_corners=True)
-        grid = grid + 0.08 * field.permute(0, 2, 3, 1)
+        grid = grid + 0.08 * strength * field.permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
 
 
-def _crop(images, shift) -> torch.Tensor:
+def _crop(images, shift, strength: float) -> torch.Tensor:
     """Whole-pixel shifts by up to an eighth of the side, zeros from outside."""
     n, _, h, w = images.shape
-    pad = max(1, h // 8)
+    pad = max(1, round(strength * h / 8))
     top, left = (torch.floor((shift.T + 1) / 2 * (2 * pad + 1)).clamp(0, 2 * pad)).long()
     padded = F.pad(images, (pad, pad, pad, pad))
     rows = top[:, None] + torch.arange(h, device=images.device)  # [N, H]

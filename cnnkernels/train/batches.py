@@ -69,7 +69,7 @@ class Batches:
         colour = (
             colour_components(_colour_sample(data.train)) if "colour" in recipe.augment else None
         )
-        self.augment = Augment(recipe.augment, colour)
+        self.augment = Augment(recipe.augment, colour, recipe.strength)
         self.train, self.test = (
             Images(split.images.to(device), split.labels.to(device))
             if isinstance(split, Images)

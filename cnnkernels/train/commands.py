@@ -68,6 +68,7 @@ def train(
     augment: Annotated[
         str | None, _option("Any of affine,elastic,crop,flip,colour, with commas; or none.")
     ] = None,
+    strength: Annotated[float | None, _option("Factor on the augmentation's sizes.")] = None,
     dropout: Annotated[float | None, _option("In place of the model's own.")] = None,
     average: Annotated[
         float | None, _option("Decay of the exponential average of the weights; 0: none.")
@@ -152,7 +153,7 @@ def train(
             model, data, variant=variant, model_args=_model_arguments(model_arg or []), epochs=epochs,
             batch=batch, optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay,
             schedule=schedule, milestones=points, gamma=gamma, warmup=warmup, loss=loss,
-            temperature=temperature, label_smoothing=label_smoothing, augment=_names(augment),
+            temperature=temperature, label_smoothing=label_smoothing, augment=_names(augment), strength=strength,
             dropout=dropout, average=average, clip=clip, image_size=image_size, fit=fit, limit=limit,
             seed=seed, amp=amp, channels_last=channels_last, compile=compile,
             checkpointing=checkpointing, sync_batch_norm=sync_batch_norm, deterministic=deterministic,

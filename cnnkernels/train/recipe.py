@@ -41,6 +41,7 @@ class Recipe:
     temperature: float = 1.0  # cross-entropy of outputs / temperature
     label_smoothing: float = 0.0
     augment: tuple[str, ...] = ()
+    strength: float = 1.0  # of the augmentation
     dropout: float | None = None  # None: the model's own
     average: float = 0.0  # decay of the exponential average of the weights; 0: no average
     clip: float = 0.0  # largest gradient norm; 0: no limit
@@ -71,7 +72,7 @@ class Recipe:
             "gamma": (0, 1, False), "warmup": (0, math.inf, True), "label_smoothing": (0, 1, True),
             "temperature": (0, math.inf, False), "average": (0, 1, True), "clip": (0, math.inf, True),
             "dropout": (0, 1, True), "image_size": (1, math.inf, True), "limit": (1, math.inf, True),
-            "seed": (0, 2**63, True),
+            "seed": (0, 2**63, True), "strength": (0, 4, False),
         }  # fmt: skip
         for name, (low, high, closed) in limits.items():
             value = getattr(self, name)
@@ -112,7 +113,7 @@ FAMILIES = {
     "": {"lr": 0.01, "epochs": 30, "augment": ("crop", "flip")},
     "lenet5_modern": {**_LENET, "lr": 3e-3},
     # Minus the squared distances to the codes reach hundreds: as logits they are far too sure.
-    "lenet5": {**_LENET, "lr": 4e-3, "loss": "map", "temperature": 10.0},
+    "lenet5": {**_LENET, "lr": 4e-3, "temperature": 10.0},
     "alexnet": _ALEXNET,
     "zfnet": _ALEXNET,
     "vgg": {**_ALEXNET, "epochs": 74, "batch": 256},
