@@ -1,6 +1,5 @@
 // Tiles of contiguous memory in shared memory, for NCHW kernels: a run of elements is copied by
-// 16-byte asynchronous copies to the same address modulo 16, so any start offset works; the ends
-// that share their 16 bytes with a neighbour are copied element by element.
+// 16-byte asynchronous copies to the same address modulo 16, so any start offset works.
 #pragma once
 
 #include "common/vec.cuh"
@@ -14,6 +13,12 @@ constexpr int tile_reserve(int64_t bytes) { return static_cast<int>((bytes + 15)
 template <class T>
 __device__ __forceinline__ T* tile_start(char* shared, const T* global) {
   return reinterpret_cast<T*>(shared + (reinterpret_cast<uintptr_t>(global) & 15));
+}
+
+// The same for row r of rows `step` bytes apart, from the low bits of row 0's address.
+template <class T>
+__device__ __forceinline__ T* row_start(char* shared, uint32_t address, int r, uint32_t step) {
+  return reinterpret_cast<T*>(shared + ((address + r * step) & 15));
 }
 
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
@@ -36,16 +41,32 @@ __device__ __forceinline__ int unaligned_head(const T* p, int count) {
   return min(head, count);
 }
 
-// All kThreads threads start copying `count` elements; complete after copy_async_wait + barrier.
+// All kThreads threads start copying `count` elements of a tensor [first, last): whole aligned
+// 16-byte pieces, also where they reach into the run's neighbours (single elements would cost a
+// round trip to memory each), but never outside the tensor. Complete after copy_async_wait +
+// barrier.
 template <int kThreads, class T>
-__device__ __forceinline__ const T* tile_load(char* shared, const T* global, int count) {
+__device__ __forceinline__ const T* tile_load(char* shared, const T* run, int count, const T* first,
+                                              const T* last) {
   constexpr int V = kVecSize<T>;
-  T* tile = tile_start(shared, global);
-  const int head = unaligned_head(global, count), vectors = (count - head) / V;
-  for (int i = threadIdx.x; i < vectors; i += kThreads)
-    copy_async_16(tile + head + i * V, global + head + i * V);
-  for (int i = threadIdx.x; i < head; i += kThreads) tile[i] = global[i];
-  for (int i = head + vectors * V + threadIdx.x; i < count; i += kThreads) tile[i] = global[i];
+  T* tile = tile_start(shared, run);
+  const int shift = static_cast<int>(tile - reinterpret_cast<T*>(shared));
+  const T* aligned = run - shift;
+  T* to = reinterpret_cast<T*>(shared);
+  if (aligned >= first && run + count + V <= last) {
+    const int pieces = (count + shift + V - 1) / V;
+    for (int i = threadIdx.x; i < pieces; i += kThreads) copy_async_16(to + i * V, aligned + i * V);
+    return tile;
+  }
+#pragma unroll 1
+  for (int i = threadIdx.x * V; i < count + shift; i += kThreads * V) {  // the tensor's own ends
+    if (aligned + i >= first && aligned + i + V <= last) {
+      copy_async_16(to + i, aligned + i);
+    } else {
+#pragma unroll 1
+      for (int e = max(i, shift); e < min(i + V, count + shift); ++e) to[e] = aligned[e];
+    }
+  }
   return tile;
 }
 
@@ -60,8 +81,7 @@ __device__ __forceinline__ void tile_store(T* global, const T* tile, int count) 
   for (int i = head + vectors * V + threadIdx.x; i < count; i += kThreads) global[i] = tile[i];
 }
 
-// One warp copies a row of `count` elements: whole aligned 16-byte pieces, also where they reach
-// into the row's neighbours, but never outside [first, last) of the tensor.
+// One warp copies a row of `count` elements in the same way.
 template <class T>
 __device__ __forceinline__ void row_load(char* shared, const T* row, int count, const T* first,
                                          const T* last, int lane) {
@@ -69,29 +89,38 @@ __device__ __forceinline__ void row_load(char* shared, const T* row, int count, 
   const int shift = static_cast<int>((reinterpret_cast<uintptr_t>(row) & 15) / sizeof(T));
   const T* aligned = row - shift;
   T* tile = reinterpret_cast<T*>(shared);
-  for (int i = lane * V; i < count + shift; i += 32 * V) {
+  if (aligned >= first && row + count + V <= last) {
+    for (int i = lane * V; i < count + shift; i += 32 * V) copy_async_16(tile + i, aligned + i);
+    return;
+  }
+#pragma unroll 1
+  for (int i = lane * V; i < count + shift; i += 32 * V) {  // the tensor's own ends
     if (aligned + i >= first && aligned + i + V <= last) {
       copy_async_16(tile + i, aligned + i);
     } else {
+#pragma unroll 1
       for (int e = max(i, shift); e < min(i + V, count + shift); ++e) tile[e] = aligned[e];
     }
   }
+}
+
+// One warp fills a row of `bytes`, a multiple of 16, with zeros.
+__device__ __forceinline__ void row_clear(char* shared, int bytes, int lane) {
+  for (int i = lane * 16; i < bytes; i += 32 * 16)
+    *reinterpret_cast<uint4*>(shared + i) = make_uint4(0u, 0u, 0u, 0u);
 }
 
 // One warp writes a row staged by tile_start.
 template <class T>
 __device__ __forceinline__ void row_store(T* row, const char* shared, int count, int lane) {
   constexpr int V = kVecSize<T>;
-  const int shift = static_cast<int>((reinterpret_cast<uintptr_t>(row) & 15) / sizeof(T));
-  T* aligned = row - shift;
-  const T* tile = reinterpret_cast<const T*>(shared);
-  for (int i = lane * V; i < count + shift; i += 32 * V) {
-    if (i >= shift && i + V <= count + shift) {
-      *reinterpret_cast<uint4*>(aligned + i) = *reinterpret_cast<const uint4*>(tile + i);
-    } else {
-      for (int e = max(i, shift); e < min(i + V, count + shift); ++e) aligned[e] = tile[e];
-    }
-  }
+  const T* tile = reinterpret_cast<const T*>(shared + (reinterpret_cast<uintptr_t>(row) & 15));
+  const int head = unaligned_head(row, count), vectors = (count - head) / V;
+  const int tail = head + vectors * V;
+  for (int i = lane; i < vectors; i += 32)
+    reinterpret_cast<uint4*>(row + head)[i] = reinterpret_cast<const uint4*>(tile + head)[i];
+  if (lane < head) row[lane] = tile[lane];
+  if (tail + lane < count) row[tail + lane] = tile[tail + lane];
 }
 
 }  // namespace cnnkernels

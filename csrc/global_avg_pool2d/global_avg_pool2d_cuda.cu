@@ -1,8 +1,10 @@
 // Global average pool. NCHW: one warp per plane, 16-byte accesses between scalar ends, so planes at
-// any offset work. channels_last: block = 32 channel groups (a 16-byte vector, or single channels
-// where C or the pointers allow no vectors) x 8 pixel lanes of one image, joined in shared memory.
+// any offset work. channels_last: block = up to 64 channel groups (a 16-byte vector, or single
+// channels where C or the pointers allow no vectors) of one image, the other threads of the block
+// take turns at the pixels and are joined in shared memory.
 // fp32 sums in a fixed order: results repeat bit by bit.
 #include "common/dispatch.cuh"
+#include "common/fast_div.h"
 #include "common/plane_tile.cuh"
 #include "common/words.cuh"
 #include "global_avg_pool2d/global_avg_pool2d.h"
@@ -10,13 +12,13 @@
 namespace cnnkernels {
 namespace {
 
-constexpr int kThreads = 256, kWarp = 32, kLanes = kThreads / kWarp;
+constexpr int kThreads = 256, kWarp = 32, kWarps = kThreads / kWarp;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     mean_nchw_kernel(const T* __restrict__ x, T* __restrict__ y, int64_t planes, int64_t pixels) {
   constexpr int V = kVecSize<T>;
-  const int64_t plane = int64_t{blockIdx.x} * kLanes + threadIdx.x / kWarp;
+  const int64_t plane = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (plane >= planes) return;
   const T* p = x + plane * pixels;
@@ -40,16 +42,16 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     mean_nhwc_kernel(const T* __restrict__ x, T* __restrict__ y, int64_t c, int64_t pixels,
-                     int64_t group_blocks) {
-  __shared__ float partial[kLanes][V][kWarp];
+                     int groups, int64_t group_blocks) {
+  __shared__ float partial[V][kThreads];
   const int64_t n = blockIdx.x / group_blocks;
-  const int group = threadIdx.x % kWarp, lane = threadIdx.x / kWarp;
-  const int64_t c0 = (blockIdx.x % group_blocks * kWarp + group) * V;
+  const int lanes = kThreads / groups, group = threadIdx.x % groups, lane = threadIdx.x / groups;
+  const int64_t c0 = (blockIdx.x % group_blocks * groups + group) * V;
   float sum[V] = {};
-  if (c0 < c) {
+  if (lane < lanes && c0 < c) {
     const T* p = x + n * pixels * c + c0;
-#pragma unroll 4
-    for (int64_t i = lane; i < pixels; i += kLanes) {
+#pragma unroll 8
+    for (int64_t i = lane; i < pixels; i += lanes) {
       Chunk<T, V> v;
       v.load(p + i * c);
 #pragma unroll
@@ -57,14 +59,13 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 #pragma unroll
-  for (int e = 0; e < V; ++e) partial[lane][e][group] = sum[e];
+  for (int e = 0; e < V; ++e) partial[e][threadIdx.x] = sum[e];
   __syncthreads();
-  for (int i = threadIdx.x; i < V * kWarp; i += kThreads) {
-    const int64_t channel = (blockIdx.x % group_blocks * kWarp + i / V) * V + i % V;
+  for (int i = threadIdx.x; i < V * groups; i += kThreads) {
+    const int64_t channel = blockIdx.x % group_blocks * groups * V + i;
     if (channel >= c) continue;
     float total = 0.f;
-#pragma unroll
-    for (int l = 0; l < kLanes; ++l) total += partial[l][i % V][i / V];
+    for (int l = 0; l < lanes; ++l) total += partial[i % V][l * groups + i / V];
     y[n * c + channel] = from_float<T>(total / static_cast<float>(pixels));
   }
 }
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
     spread_nchw_kernel(const T* __restrict__ dy, T* __restrict__ dx, int64_t planes,
                        int64_t pixels) {
   constexpr int V = kVecSize<T>;
-  const int64_t plane = int64_t{blockIdx.x} * kLanes + threadIdx.x / kWarp;
+  const int64_t plane = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (plane >= planes) return;
   T* p = dx + plane * pixels;
@@ -93,33 +94,39 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     spread_nhwc_kernel(const T* __restrict__ dy, T* __restrict__ dx, int64_t c, int64_t pixels,
-                       int64_t total) {
-  const int64_t groups = c / V, step = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < total; i += step) {
-    const int64_t n = i / (groups * pixels);
-    Chunk<T, V> g;
-    g.load(dy + n * c + i % groups * V);
-    float share[V < 2 ? 2 : V] = {};
+                       FastDiv by_groups, FastDiv by_pixels, uint32_t total) {
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
+  if (i >= total) return;
+  uint32_t group = i;
+  const int64_t n = by_pixels.quotient(by_groups.split(group));
+  Chunk<T, V> g;
+  g.load(dy + n * c + group * V);
+  float share[V < 2 ? 2 : V] = {};
 #pragma unroll
-    for (int e = 0; e < V; ++e) share[e] = g.element(e) / static_cast<float>(pixels);
-    Chunk<T, V>::rounded(share).store(dx + i * V);
-  }
+  for (int e = 0; e < V; ++e) share[e] = g.element(e) / static_cast<float>(pixels);
+  Chunk<T, V>::rounded(share).store(dx + int64_t{i} * V);
 }
 
 template <class T, int V>
 cudaError_t launch_nhwc(const GlobalAvgPoolParams& p, bool backward, cudaStream_t stream) {
   const T* in = static_cast<const T*>(p.in);
   T* out = static_cast<T*>(p.out);
+  const int64_t all_groups = p.c / V;
   if (backward) {
-    const int64_t total = p.n * p.pixels * p.c / V;
-    const auto blocks =
-        static_cast<unsigned>(std::min<int64_t>(ceil_div(total, kThreads), 1 << 20));
-    spread_nhwc_kernel<T, V><<<blocks, kThreads, 0, stream>>>(in, out, p.c, p.pixels, total);
-  } else {
-    const int64_t group_blocks = ceil_div(p.c, V * kWarp);
-    mean_nhwc_kernel<T, V><<<static_cast<unsigned>(p.n * group_blocks), kThreads, 0, stream>>>(
-        in, out, p.c, p.pixels, group_blocks);
+    const int64_t per_image = p.pixels * all_groups;
+    return for_slices(p.n, per_image, [&](int64_t first, int64_t count) {
+      const auto total = static_cast<uint32_t>(count * per_image);
+      spread_nhwc_kernel<T, V>
+          <<<static_cast<unsigned>(ceil_div(total, kThreads)), kThreads, 0, stream>>>(
+              in + first * p.c, out + first * p.pixels * p.c, p.c, p.pixels, FastDiv(all_groups),
+              FastDiv(p.pixels), total);
+      return cudaGetLastError();
+    });
   }
+  const int64_t group_blocks = ceil_div(all_groups, 64),
+                groups = ceil_div(all_groups, group_blocks);
+  mean_nhwc_kernel<T, V><<<static_cast<unsigned>(p.n * group_blocks), kThreads, 0, stream>>>(
+      in, out, p.c, p.pixels, static_cast<int>(groups), group_blocks);
   return cudaGetLastError();
 }
 
@@ -134,7 +141,7 @@ cudaError_t launch(const GlobalAvgPoolParams& p, bool backward, cudaStream_t str
                      : launch_nhwc<T, 1>(p, backward, stream);
     }
     auto* kernel = backward ? spread_nchw_kernel<T> : mean_nchw_kernel<T>;
-    kernel<<<static_cast<unsigned>(ceil_div(p.n * p.c, kLanes)), kThreads, 0, stream>>>(
+    kernel<<<static_cast<unsigned>(ceil_div(p.n * p.c, kWarps)), kThreads, 0, stream>>>(
         static_cast<const T*>(p.in), static_cast<T*>(p.out), p.n * p.c, p.pixels);
     return cudaGetLastError();
   });

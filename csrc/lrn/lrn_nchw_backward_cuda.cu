@@ -1,9 +1,10 @@
 // LRN backward, NCHW, window of 5, from x and dy alone, optional bias and ReLU in front:
 //   dx = dy d^-b - 2 alpha b / size * v * sum over the window of t,  t = dy v d^(-b-1).
 // As the forward kernel: block = a range of pixels, thread = two pixels walking the channels, rows
-// of 8 channels of x and dy staged by asynchronous copies one stage ahead, results staged and
-// flushed in 16-byte stores. Squares, t and dy d^-b of the window stay in registers, so each power
-// is computed once. Channel c is read when c - 4 is written.
+// of 8 channels of x and dy (one per warp) staged by asynchronous copies one stage ahead, results
+// staged and flushed in 16-byte stores a stage later, one barrier per stage. Squares, t and dy d^-b
+// of the window stay in registers, so each power is computed once. Channel c is read when c - 4 is
+// written.
 #include "common/dispatch.cuh"
 #include "common/lrn_math.cuh"
 #include "common/plane_tile.cuh"
@@ -12,8 +13,8 @@
 namespace cnnkernels {
 namespace {
 
-constexpr int kThreads = 128, kWarps = kThreads / 32;
-constexpr int kStage = 8;                   // channels per stage
+constexpr int kThreads = 256;
+constexpr int kStage = kThreads / 32;       // channels per stage: one per warp
 constexpr int kHalf = 2, kLag = 2 * kHalf;  // of the window; channels between read and write
 constexpr int P = 2;                        // pixels per thread
 template <class T>
@@ -29,9 +30,9 @@ struct Args {
 };
 
 template <class T, bool kBias>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kBias ? 3 : 2)
     lrn_nchw_backward_kernel(const Args a, const LrnConstants lrn) {
-  extern __shared__ __align__(16) char shared[];  // 2 stages of x, 2 of dy, 1 of dx
+  extern __shared__ __align__(16) char shared[];  // 2 stages each of x, dy, dx
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int64_t block = blockIdx.x;
   const int c0 = static_cast<int>(block % a.tile.channel_tiles) * a.tile.channels;
@@ -49,23 +50,33 @@ __global__ void __launch_bounds__(kThreads)
   const T* bias = static_cast<const T*>(a.bias);
 
   const int begin = max(0, c0 - kLag), end = c1 + kLag;
-  auto slot_row = [&](int kind, int slot, int r) {  // kind 0: x, 1: dy, 2: dx (slot 0 only)
+  auto slot_row = [&](int kind, int slot, int r) {  // kind 0: x, 1: dy, 2: dx
     return shared + ((2 * kind + slot) * kStage + r) * kRowBytes<T>;
   };
   auto load_stage = [&](int c_stage, int slot) {
-    for (int r = warp; r < kStage; r += kWarps)
-      if (c_stage + r < min(end, channels)) {
-        const int64_t row = (c_stage + r) * a.plane;
-        row_load(slot_row(0, slot, r), x + row, pixels, x_first, x_first + numel, lane);
-        row_load(slot_row(1, slot, r), dy + row, pixels, dy_first, dy_first + numel, lane);
-      }
+    const int c = c_stage + warp;
+    if (c < min(end, channels)) {
+      const int64_t row = c * a.plane;
+      row_load(slot_row(0, slot, warp), x + row, pixels, x_first, x_first + numel, lane);
+      row_load(slot_row(1, slot, warp), dy + row, pixels, dy_first, dy_first + numel, lane);
+    } else {
+      row_clear(slot_row(0, slot, warp), kRowBytes<T>, lane);
+      row_clear(slot_row(1, slot, warp), kRowBytes<T>, lane);
+    }
     copy_async_commit();
   };
+  auto store_stage = [&](int c_stage, int slot) {
+    const int c = c_stage + warp - kLag;
+    if (c >= c0 && c < c1) row_store(dx + c * a.plane, slot_row(2, slot, warp), pixels, lane);
+  };
 
-  int pixel[P];
-#pragma unroll
-  for (int i = 0; i < P; ++i)
-    pixel[i] = min(static_cast<int>(threadIdx.x) + i * kThreads, pixels - 1);
+  const uint32_t step = static_cast<uint32_t>(a.plane * sizeof(T));
+  const uint32_t x_low = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(x));
+  const uint32_t dy_low = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(dy));
+  const uint32_t dx_low = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(dx));
+  const float floor = lrn.relu ? 0.f : -INFINITY;
+  const float cut = lrn.relu ? 0.f : NAN;  // at or below it the gradient is 0
+  // Threads beyond the tile's pixels work on what lies there in their rows: nobody reads it.
   // v[k], q[k], g[k]: value, square, gradient of channel c - k; t[k], direct[k] of c - kHalf - k.
   float v[kLag + 1][P] = {}, q[kLag + 1][P] = {}, g[kHalf + 1][P] = {};
   float t[kLag + 1][P] = {}, direct[kHalf + 1][P] = {};
@@ -74,16 +85,16 @@ __global__ void __launch_bounds__(kThreads)
   load_stage(begin, 0);
   for (int c_stage = begin, slot = 0; c_stage < end; c_stage += kStage, slot ^= 1) {
     copy_async_wait<0>();
-    __syncthreads();  // the stage is here; the other one and the staged outputs are free
+    __syncthreads();  // this stage's input and the last one's results are here, the rest is free
     load_stage(c_stage + kStage, slot ^ 1);
+    store_stage(c_stage - kStage, slot ^ 1);
 #pragma unroll
     for (int r = 0; r < kStage; ++r) {
       const int c = c_stage + r, out = c - kLag;
-      const T* x_row = tile_start(slot_row(0, slot, r), x + c * a.plane);
-      const T* dy_row = tile_start(slot_row(1, slot, r), dy + c * a.plane);
-      T* out_row = tile_start(slot_row(2, 0, r), dx + out * a.plane);
-      const bool inside = c < channels;
-      const float b = kBias && inside ? to_float(bias[c]) : 0.f;
+      const T* x_row = row_start<T>(slot_row(0, slot, r), x_low, c, step);
+      const T* dy_row = row_start<T>(slot_row(1, slot, r), dy_low, c, step);
+      T* out_row = row_start<T>(slot_row(2, slot, r), dx_low, out, step);
+      const float b = kBias && c < channels ? to_float(bias[c]) : 0.f;
 #pragma unroll
       for (int i = 0; i < P; ++i) {
 #pragma unroll
@@ -91,10 +102,10 @@ __global__ void __launch_bounds__(kThreads)
           v[k][i] = v[k - 1][i], q[k][i] = q[k - 1][i], t[k][i] = t[k - 1][i];
 #pragma unroll
         for (int k = kHalf; k > 0; --k) g[k][i] = g[k - 1][i], direct[k][i] = direct[k - 1][i];
-        float value = inside ? to_float(x_row[pixel[i]]) + b : 0.f;
-        if (lrn.relu) value = max_nan(value, 0.f);
+        const int pixel = threadIdx.x + i * kThreads;
+        const float value = max_nan(to_float(x_row[pixel]) + b, floor);
         v[0][i] = value, q[0][i] = product(value, value);
-        g[0][i] = inside ? to_float(dy_row[pixel[i]]) : 0.f;
+        g[0][i] = to_float(dy_row[pixel]);
 
         // Channel c - kHalf has its window now.
         const float squares = (q[4][i] + q[3][i]) + (q[2][i] + q[1][i]) + q[0][i];
@@ -106,17 +117,14 @@ __global__ void __launch_bounds__(kThreads)
         // Channel c - kLag has its window of t now.
         const float sum = (t[4][i] + t[3][i]) + (t[2][i] + t[1][i]) + t[0][i];
         float result = fmaf(factor * v[kLag][i], sum, direct[kHalf][i]);
-        if (lrn.relu && v[kLag][i] <= 0.f) result = 0.f;
-        if (static_cast<int>(threadIdx.x) + i * kThreads < pixels)
-          out_row[pixel[i]] = from_float<T>(result);
+        if (v[kLag][i] <= cut) result = 0.f;
+        out_row[pixel] = from_float<T>(result);
       }
     }
-    __syncthreads();
-    for (int r = warp; r < kStage; r += kWarps) {
-      const int out = c_stage + r - kLag;
-      if (out >= c0 && out < c1) row_store(dx + out * a.plane, slot_row(2, 0, r), pixels, lane);
-    }
   }
+  __syncthreads();
+  const int stages = (end - begin + kStage - 1) / kStage;
+  store_stage(begin + (stages - 1) * kStage, (stages - 1) & 1);
 }
 
 }  // namespace
@@ -125,9 +133,9 @@ cudaError_t launch_lrn_backward_nchw(const LrnParams& p, cudaStream_t stream) {
   return dispatch_dtype(p.dtype, [&](auto element) {
     using T = decltype(element);
     Args a{p.x, p.bias, p.dy, p.out, p.shape.n, p.shape.c, p.shape.pixels};
-    a.tile = plan::lrn_tile(p.shape, kThreads * P, kStage);
+    a.tile = plan::lrn_tile(p.shape, kThreads * P - (kVecSize<T> - 1), kStage);
     auto* kernel = p.bias ? lrn_nchw_backward_kernel<T, true> : lrn_nchw_backward_kernel<T, false>;
-    const int bytes = 5 * kStage * kRowBytes<T>;
+    const int bytes = 6 * kStage * kRowBytes<T>;
     const cudaError_t error = allow_shared(kernel, bytes);
     if (error != cudaSuccess) return error;
     const int64_t blocks = a.images * a.tile.pixel_tiles * a.tile.channel_tiles;

@@ -1,9 +1,10 @@
 // Fused (bias, ReLU,) LRN and 3x3/2 max-pool, channels_last: the input is read once and each pixel
 // is normalised once. Block = an image, a band of output rows, a strip of output columns. Thread =
-// two (input column, channel vector) items; it walks down the rows, normalises in registers, rounds
-// to T and keeps the vertical maximum of three rows packed, so only that one goes through shared
-// memory (double-buffered, one barrier per output row), where three columns make an output.
-// The next two rows are loaded before the barrier.
+// one (input column, channel vector); it walks down the rows, normalises in registers, rounds to T
+// and keeps the vertical maximum of three rows packed, so only that one goes through shared memory
+// (double-buffered, one barrier per output row), where three columns make an output. The next two
+// rows are loaded before the barrier. Rows outside the input are read clamped: a row seen twice
+// changes nothing, if it keeps its own label.
 #include "common/dispatch.cuh"
 #include "common/fast_div.h"
 #include "common/lrn_math.cuh"
@@ -13,7 +14,6 @@ namespace cnnkernels {
 namespace {
 
 constexpr int K = 3, S = 2, kHalo = 2;
-constexpr int U = plan::kLrnPoolColumns;
 
 struct Args {
   const void* x;
@@ -79,7 +79,7 @@ __device__ __forceinline__ void join_column(uint32_t& best, uint32_t& position, 
 }
 
 template <class T, bool kBias, bool kOffsets>
-__global__ void __launch_bounds__(plan::kLrnPoolThreads, 2)
+__global__ void __launch_bounds__(plan::kLrnPoolThreads, plan::kLrnPoolBlocks)
     lrn_pool_kernel(const Args a, const LrnConstants lrn) {
   using W = Words<T>;
   constexpr int V = kVecSize<T>;
@@ -94,81 +94,57 @@ __global__ void __launch_bounds__(plan::kLrnPoolThreads, 2)
   const int oh0 = band * a.tile.rows, oh1 = min(a.oh, oh0 + a.tile.rows);
   const int ow0 = strip * a.tile.width, ow1 = min(a.ow, ow0 + a.tile.width);
   const int w_lo = max(0, ow0 * S - a.pad_w), w_hi = min(a.w, (ow1 - 1) * S - a.pad_w + K);
-  const int items = (w_hi - w_lo) * a.vectors, room = static_cast<int>(blockDim.x) * U;
+  const int items = (w_hi - w_lo) * a.vectors, room = static_cast<int>(blockDim.x);
   const int channels = a.vectors * V;
   const int64_t row = int64_t{a.w} * channels;
   const T* image = static_cast<const T*>(a.x) + n * a.h * row;
   const T* bias = static_cast<const T*>(a.bias);
 
-  // The thread's items; `start[u]` is where the item's vector lies in a row of the image.
-  int start[U];
-  int vector[U];
-  bool active[U];
-#pragma unroll
-  for (int u = 0; u < U; ++u) {
-    const int item = threadIdx.x + u * blockDim.x;
-    active[u] = item < items;
-    uint32_t v = item;
-    a.by_vectors.split(v);
-    vector[u] = v;
-    start[u] = w_lo * channels + item * V;
-  }
-  auto load = [&](int u, int h) {
-    Raw<T> raw{Vector::filled(0u), Chunk<T, kHalo>::filled(0u), Chunk<T, kHalo>::filled(0u)};
-    if (active[u] && static_cast<unsigned>(h) < static_cast<unsigned>(a.h)) {
-      const T* p = image + h * row + start[u];
-      raw.own.load(p);
-      if (vector[u] > 0) raw.before.load(p - kHalo);
-      if (vector[u] + 1 < a.vectors) raw.after.load(p + V);
-    }
+  // The thread's column and vector; threads beyond the last one repeat it, and nobody reads theirs.
+  uint32_t vector = min(static_cast<int>(threadIdx.x), items - 1);
+  const T* column = image + w_lo * channels + vector * V;
+  a.by_vectors.split(vector);
+  const bool left = vector > 0, right = static_cast<int>(vector) + 1 < a.vectors;
+  const T* vector_bias = bias + vector * V;
+  auto load = [&](int h) {
+    const T* p = column + min(max(h, 0), a.h - 1) * row;
+    Raw<T> raw;
+    raw.before = raw.after = Chunk<T, kHalo>::filled(0u);
+    raw.own.load(p);
+    if (left) raw.before.load(p - kHalo);
+    if (right) raw.after.load(p + V);
     return raw;
   };
-  auto value = [&](int u, int h, const Raw<T>& raw) {
-    return static_cast<unsigned>(h) < static_cast<unsigned>(a.h)
-               ? normalise<T, kBias>(raw, bias + vector[u] * V, vector[u] > 0,
-                                     vector[u] + 1 < a.vectors, lrn)
-               : Vector::filled(W::kNegInf);
-  };
 
-  // above[u]: the row shared with the previous output row. next: the two rows below it, raw.
-  Vector above[U];
-  Raw<T> next[U][S];
+  // above: the row shared with the previous output row. next: the two rows below it, as loaded.
   const int h_first = oh0 * S - a.pad_h;
-#pragma unroll
-  for (int u = 0; u < U; ++u) {
-    above[u] = value(u, h_first, load(u, h_first));
-#pragma unroll
-    for (int i = 0; i < S; ++i) next[u][i] = load(u, h_first + 1 + i);
-  }
+  Vector above = normalise<T, kBias>(load(h_first), vector_bias, left, right, lrn);
+  Raw<T> next[S] = {load(h_first + 1), load(h_first + 2)};
 
   for (int oh = oh0; oh < oh1; ++oh) {
     const int h0 = oh * S - a.pad_h;
     uint4* values = shared + (oh & 1) * (kOffsets ? 2 : 1) * room;
     uint4* positions = values + room;
 
-    // Vertical maximum of rows h0, h0 + 1, h0 + 2 of the thread's columns.
+    // Vertical maximum of rows h0, h0 + 1, h0 + 2.
+    Vector best = above;
+    auto position = Vector::filled(max(0, -h0) * K * W::kPosition);
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      Vector best = above[u];
-      auto position = Vector::filled(max(0, -h0) * K * W::kPosition);
+    for (int i = 0; i < S; ++i) {
+      above = normalise<T, kBias>(next[i], vector_bias, left, right, lrn);
+      next[i] = load(h0 + S + 1 + i);
+      const uint32_t label = (min(h0 + 1 + i, a.h - 1) - h0) * K * W::kPosition;
 #pragma unroll
-      for (int i = 0; i < S; ++i) {
-        above[u] = value(u, h0 + 1 + i, next[u][i]);
-        next[u][i] = load(u, oh + 1 < oh1 ? h0 + 1 + i + S : -1);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (kOffsets) {
-            join_row<T>(best.w[k], position.w[k], above[u].w[k], (i + 1) * K * W::kPosition);
-          } else {
-            best.w[k] = W::maximum(best.w[k], above[u].w[k]);
-          }
+      for (int k = 0; k < 4; ++k) {
+        if (kOffsets) {
+          join_row<T>(best.w[k], position.w[k], above.w[k], label);
+        } else {
+          best.w[k] = W::maximum(best.w[k], above.w[k]);
         }
       }
-      if (active[u]) {
-        best.store(values + threadIdx.x + u * blockDim.x);
-        if (kOffsets) position.store(positions + threadIdx.x + u * blockDim.x);
-      }
     }
+    best.store(values + threadIdx.x);
+    if (kOffsets) position.store(positions + threadIdx.x);
     __syncthreads();
 
     // Three columns make an output.
@@ -182,7 +158,7 @@ __global__ void __launch_bounds__(plan::kLrnPoolThreads, 2)
       for (int kw = 0; kw < K; ++kw) {
         const int w = w0 + kw;
         if (w < w_lo || w >= w_hi) continue;
-        const int item = (w - w_lo) * a.vectors + out_vector;
+        const int item = (w - w_lo) * a.vectors + static_cast<int>(out_vector);
         Vector v, p;
         v.load(values + item);
         if (kOffsets) {
@@ -227,7 +203,7 @@ cudaError_t launch(const LrnPoolParams& p, cudaStream_t stream) {
   a.tile = plan::lrn_pool_tile(s, a.vectors);
   if (a.tile.threads == 0) return cudaErrorInvalidValue;
   a.by_vectors = FastDiv(a.vectors);
-  const int bytes = a.tile.threads * U * 2 * (kOffsets ? 2 : 1) * static_cast<int>(sizeof(uint4));
+  const int bytes = a.tile.threads * 2 * (kOffsets ? 2 : 1) * static_cast<int>(sizeof(uint4));
   auto* kernel = lrn_pool_kernel<T, kBias, kOffsets>;
   const cudaError_t error = allow_shared(kernel, bytes);
   if (error != cudaSuccess) return error;

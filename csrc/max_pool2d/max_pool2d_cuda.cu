@@ -31,9 +31,7 @@ cudaError_t launch_max_pool2d_backward(const MaxPoolBackwardParams& p, cudaStrea
   if (s.n * s.c * s.h * s.w == 0) return cudaSuccess;
   const bool vectors = has_vectors(s, p.dtype, p.dy, p.dx, p.offsets);
   switch (plan::choose_pool_kernel(s, p.layout, vectors)) {
-    case plan::PoolKernel::vector:
-      return s.stride_h == 1 ? launch_max_pool2d_backward_nhwc_s1(p, stream)
-                             : launch_max_pool2d_backward_nhwc(p, stream);
+    case plan::PoolKernel::vector: return launch_max_pool2d_backward_nhwc(p, stream);
     case plan::PoolKernel::planes:
       return s.stride_h == 1 ? launch_max_pool2d_backward_nchw_s1(p, stream)
                              : launch_max_pool2d_backward_nchw(p, stream);

@@ -26,7 +26,7 @@ struct Args {
 };
 
 template <class T, int K>
-__global__ void __launch_bounds__(kThreads) max_pool2d_nchw_backward_kernel(const Args a) {
+__global__ void __launch_bounds__(kThreads, 12) max_pool2d_nchw_backward_kernel(const Args a) {
   constexpr int kReach = (K + S - 1) / S;
   extern __shared__ __align__(16) char shared[];
 
@@ -42,10 +42,13 @@ __global__ void __launch_bounds__(kThreads) max_pool2d_nchw_backward_kernel(cons
   const int h_hi = banded ? min(a.h, i1 * S - a.pad_h) : a.h;
   const int window_rows = o_hi - o_lo, rows = h_hi - h_lo;
   const int64_t window0 = (plane0 * a.oh + o_lo) * a.ow;
-  const T* dy = tile_load<kThreads>(shared, static_cast<const T*>(a.dy) + window0,
-                                    planes * window_rows * a.ow);
-  const uint8_t* offsets =
-      tile_load<kThreads>(shared + a.offsets_at, a.offsets + window0, planes * window_rows * a.ow);
+  const int count = planes * window_rows * a.ow;
+  const int64_t windows = a.planes * a.oh * a.ow;
+  const T* dy_first = static_cast<const T*>(a.dy);
+  const T* dy =
+      tile_load<kThreads>(shared, dy_first + window0, count, dy_first, dy_first + windows);
+  const uint8_t* offsets = tile_load<kThreads>(shared + a.offsets_at, a.offsets + window0, count,
+                                               a.offsets, a.offsets + windows);
   T* dx = static_cast<T*>(a.dx) + (plane0 * a.h + h_lo) * a.w;
   T* dx_tile = tile_start(shared + a.dx_at, dx);
   copy_async_commit();
@@ -65,11 +68,12 @@ __global__ void __launch_bounds__(kThreads) max_pool2d_nchw_backward_kernel(cons
 #pragma unroll
       for (int r = 1 - kReach; r <= 0; ++r) {
         const int oh = unit + q, ow = ow0 + r;
-        if (oh < o_lo || oh >= o_hi || static_cast<unsigned>(ow) >= static_cast<unsigned>(a.ow))
-          continue;
+        const bool inside =
+            oh >= o_lo && oh < o_hi && static_cast<unsigned>(ow) < static_cast<unsigned>(a.ow);
         const int at = (plane * window_rows + oh - o_lo) * a.ow + ow;
-        const float g = to_float(dy[at]);
-        const int position = offsets[at];
+        float g = 0.f;
+        int position = kNoGradient;
+        if (inside) g = to_float(dy[at]), position = offsets[at];
 #pragma unroll
         for (int i = 0; i < TR * S; ++i)
 #pragma unroll

@@ -28,7 +28,7 @@ struct Args {
 };
 
 template <class T, int K, int S, int TH, bool kOffsets>
-__global__ void __launch_bounds__(kThreads) max_pool2d_nchw_kernel(const Args a) {
+__global__ void __launch_bounds__(kThreads, S == 1 ? 9 : 10) max_pool2d_nchw_kernel(const Args a) {
   using W = Words<T>;
   using Raw = typename W::Raw;
   constexpr int P = W::kPerWord;
@@ -45,8 +45,9 @@ __global__ void __launch_bounds__(kThreads) max_pool2d_nchw_kernel(const Args a)
   const T* x = static_cast<const T*>(a.x) + (plane0 * a.h + h_lo) * a.w;
   const int64_t out = (plane0 * a.oh + oh0) * a.ow;
   T* y = static_cast<T*>(a.y) + out;
-  const Raw* in =
-      reinterpret_cast<const Raw*>(tile_load<kThreads>(shared, x, planes * (h_hi - h_lo) * a.w));
+  const T* x_first = static_cast<const T*>(a.x);
+  const Raw* in = reinterpret_cast<const Raw*>(tile_load<kThreads>(
+      shared, x, planes * (h_hi - h_lo) * a.w, x_first, x_first + a.planes * a.h * a.w));
   T* y_tile = tile_start(shared + a.y_at, y);
   Raw* y_raw = reinterpret_cast<Raw*>(y_tile);
   uint8_t* offset_tile = kOffsets ? tile_start(shared + a.offsets_at, a.offsets + out) : nullptr;

@@ -1,8 +1,9 @@
-// Max-pool backward, channels_last, stride 2 (3x3 and 2x2): a deterministic gather without atomics.
-// Thread = one 16-byte channel vector of the 2 x 2 input pixels whose windows are the same; it
-// reads those ceil(K / 2)^2 windows once (gradient and offset byte) and compares each offset with
-// the taps that reach its pixels, all known at compile time. fp32 sums, in the order oh, ow. Grid
-// flat over (n, block row, block column, vector), the vector fastest. No shared memory.
+// Max-pool backward, channels_last (3x3/2, 2x2/2, 3x3/1): a deterministic gather without atomics.
+// Thread = one 16-byte channel vector of 2 x 2 input pixels; it reads the windows that reach them
+// once (gradient and offset byte) and compares each offset with the taps that lead to its pixels,
+// all known at compile time. fp32 sums, in the order oh, ow. Grid flat over (n, block row, block
+// column, vector), the vector fastest. No shared memory. 3x3/1 is bound by its 9 comparisons per
+// element; walking down columns with the sums in registers measured slower in 16 bit.
 #include "common/dispatch.cuh"
 #include "common/fast_div.h"
 #include "common/words.cuh"
@@ -12,7 +13,7 @@ namespace cnnkernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int S = 2;
+constexpr int kBlock = 2;  // input pixels per dimension
 
 struct Args {
   const void* dy;
@@ -23,53 +24,56 @@ struct Args {
   uint32_t total;
 };
 
-template <class T, int K>
+template <class T, int K, int S>
 __global__ void __launch_bounds__(kThreads) max_pool2d_nhwc_backward_kernel(const Args a) {
   constexpr int V = kVecSize<T>;
-  constexpr int kReach = (K + S - 1) / S;  // windows per dimension that reach a block
+  // Windows per dimension that reach a block: kFirst .. kLast around the block's own.
+  constexpr int kFirst = 1 - (K + S - 1) / S, kLast = kBlock / S;
   uint32_t vector = blockIdx.x * kThreads + threadIdx.x;
   if (vector >= a.total) return;
   uint32_t block_w = a.by_vectors.split(vector);
   uint32_t block_h = a.by_blocks_w.split(block_w);
   const int64_t n = a.by_blocks_h.split(block_h);
 
-  float sum[S][S][V];
+  float sum[kBlock][kBlock][V];
 #pragma unroll
-  for (int i = 0; i < S * S * V; ++i) sum[i / (S * V)][i / V % S][i % V] = 0.f;
+  for (int i = 0; i < kBlock * kBlock * V; ++i) sum[i / (kBlock * V)][i / V % kBlock][i % V] = 0.f;
 
 #pragma unroll
-  for (int q = 1 - kReach; q <= 0; ++q)
+  for (int q = kFirst; q < kLast; ++q)
 #pragma unroll
-    for (int r = 1 - kReach; r <= 0; ++r) {
-      const int oh = static_cast<int>(block_h) + q, ow = static_cast<int>(block_w) + r;
-      if (static_cast<unsigned>(oh) >= static_cast<unsigned>(a.oh) ||
-          static_cast<unsigned>(ow) >= static_cast<unsigned>(a.ow))
-        continue;
-      const int64_t window = ((n * a.oh + oh) * a.ow + ow) * a.vectors + vector;
-      Chunk<T, V> grad;
-      grad.load(static_cast<const uint4*>(a.dy) + window);
-      Chunk<uint8_t, V> offset;
-      offset.load(a.offsets + window * V);
+    for (int r = kFirst; r < kLast; ++r) {
+      const int oh = static_cast<int>(block_h) * kLast + q;
+      const int ow = static_cast<int>(block_w) * kLast + r;
+      auto grad = Chunk<T, V>::filled(0u);
+      auto offset = Chunk<uint8_t, V>::filled(~0u);  // "no gradient"
+      if (static_cast<unsigned>(oh) < static_cast<unsigned>(a.oh) &&
+          static_cast<unsigned>(ow) < static_cast<unsigned>(a.ow)) {
+        const int64_t window = ((n * a.oh + oh) * a.ow + ow) * a.vectors + vector;
+        grad.load(static_cast<const uint4*>(a.dy) + window);
+        offset.load(a.offsets + window * V);
+      }
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const int position = offset.byte(e);
         const float g = grad.element(e);
 #pragma unroll
-        for (int i = 0; i < S; ++i)
+        for (int i = 0; i < kBlock; ++i)
 #pragma unroll
-          for (int j = 0; j < S; ++j) {
+          for (int j = 0; j < kBlock; ++j) {
             const int kh = i - S * q, kw = j - S * r;
-            if (kh < K && kw < K && position == kh * K + kw) sum[i][j][e] += g;
+            if (kh >= 0 && kh < K && kw >= 0 && kw < K && position == kh * K + kw)
+              sum[i][j][e] += g;
           }
       }
     }
 
 #pragma unroll
-  for (int i = 0; i < S; ++i)
+  for (int i = 0; i < kBlock; ++i)
 #pragma unroll
-    for (int j = 0; j < S; ++j) {
-      const int h = static_cast<int>(block_h) * S + i - a.pad_h;
-      const int w = static_cast<int>(block_w) * S + j - a.pad_w;
+    for (int j = 0; j < kBlock; ++j) {
+      const int h = static_cast<int>(block_h) * kBlock + i - a.pad_h;
+      const int w = static_cast<int>(block_w) * kBlock + j - a.pad_w;
       if (static_cast<unsigned>(h) < static_cast<unsigned>(a.h) &&
           static_cast<unsigned>(w) < static_cast<unsigned>(a.w))
         Chunk<T, V>::rounded(sum[i][j]).store(static_cast<uint4*>(a.dx) +
@@ -85,12 +89,14 @@ cudaError_t launch_max_pool2d_backward_nhwc(const MaxPoolBackwardParams& p, cuda
     const PoolShape& s = p.shape;
     Args a{p.dy, nullptr, p.dx,    s.h,    s.w, static_cast<int>(s.c / kVecSize<T>),
            s.oh, s.ow,    s.pad_h, s.pad_w};
-    const int64_t blocks_w = ceil_div(s.w + s.pad_w, S), blocks_h = ceil_div(s.h + s.pad_h, S);
+    const int64_t blocks_w = ceil_div(s.w + s.pad_w, kBlock);
+    const int64_t blocks_h = ceil_div(s.h + s.pad_h, kBlock);
     a.by_vectors = FastDiv(a.vectors);
     a.by_blocks_w = FastDiv(blocks_w), a.by_blocks_h = FastDiv(blocks_h);
     const int64_t per_image = blocks_w * blocks_h * a.vectors;
-    auto* kernel = s.kernel_h == 3 ? max_pool2d_nhwc_backward_kernel<T, 3>
-                                   : max_pool2d_nhwc_backward_kernel<T, 2>;
+    auto* kernel = s.kernel_h == 2   ? max_pool2d_nhwc_backward_kernel<T, 2, 2>
+                   : s.stride_h == 2 ? max_pool2d_nhwc_backward_kernel<T, 3, 2>
+                                     : max_pool2d_nhwc_backward_kernel<T, 3, 1>;
     return for_slices(s.n, per_image, [&](int64_t first, int64_t count) {
       const int64_t windows = first * s.c * s.oh * s.ow;
       a.dy = static_cast<const T*>(p.dy) + windows;

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "plan/host_device.h"
 #include "common/types.h"
+#include "plan/host_device.h"
 
 namespace cnnkernels {
 
@@ -55,8 +55,9 @@ struct LrnTile {
 inline LrnTile lrn_tile(const LrnShape& s, int pixels_per_block, int stage_channels) {
   LrnTile t;
   t.pixel_tiles = static_cast<int>((s.pixels + pixels_per_block - 1) / pixels_per_block);
-  // Equal tiles, a multiple of 8 so that aligned planes give aligned tiles.
-  t.pixels = static_cast<int>(((s.pixels + t.pixel_tiles - 1) / t.pixel_tiles + 7) / 8 * 8);
+  t.pixels = static_cast<int>((s.pixels + t.pixel_tiles - 1) / t.pixel_tiles);
+  // Where planes keep 16-byte alignment, tiles do too.
+  if (s.pixels % 8 == 0) t.pixels = std::min((t.pixels + 7) / 8 * 8, pixels_per_block / 8 * 8);
   t.pixel_tiles = static_cast<int>((s.pixels + t.pixels - 1) / t.pixels);
   const int64_t blocks = s.n * t.pixel_tiles;
   const int64_t pieces =
