@@ -29,7 +29,7 @@ MEMBERS = [
 ]
 TIMM_FEW = ["repvgg_a0", "tf_mobilenetv3_small_minimal_100"]
 TIMM = [
-    "adv_inception_v3", "convnext_atto", "cspresnet50", "dla46_c", "dpn48b", "ese_vovnet19b_dw",
+    "inception_v3", "convnext_atto", "cspresnet50", "dla46_c", "dpn48b", "ese_vovnet19b_dw",
     "gernet_s", "ghostnet_050", "hardcorenas_a", "hrnet_w18_small", "lcnet_035", "mobileone_s0",
     "nf_regnet_b0", "res2net50_14w_8s", "resnest14d", "resnetv2_50", "rexnet_100", "selecsls42",
     "skresnet18", "tinynet_e", "xception41", "tf_efficientnet_lite0", "legacy_seresnet18",
