@@ -108,8 +108,9 @@ def scatter(grad, offsets, input_size, kernel, stride, padding, dilation):
 
 def max_with_offsets(x, kernel, stride, padding, dilation, ceil_mode: bool, relu: bool):
     """Values and positions of each window's maximum, in plain torch. x [N, C, H, W]."""
+    # Contiguous: torch's CUDA kernel for channels_last gives index -1 to a window of -inf alone.
     out, indices = torch.nn.functional.max_pool2d(
-        x, kernel, stride, padding, dilation, ceil_mode, return_indices=True
+        x.contiguous(), kernel, stride, padding, dilation, ceil_mode, return_indices=True
     )
     oh, ow = out.shape[-2:]
     h, w = x.shape[-2:]

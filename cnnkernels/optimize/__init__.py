@@ -106,7 +106,7 @@ def _build(model, args, kwargs, dtype, layout, tolerance, graph, autocast):
     if reason is not None:
         raise Unsupported(f"example_inputs: {reason}")
     plan.choose_layout(layout, flat)
-    limit = default_tolerance(plan.dtype) if tolerance is None else tolerance
+    limit = default_tolerance(plan.dtype, plan.device) if tolerance is None else tolerance
     errors, own = prove(plan, model, flat, plan.dynamic_batch, limit, autocast)
     plan.finish()
     plan.describe()

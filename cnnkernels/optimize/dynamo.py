@@ -85,7 +85,7 @@ class _Compiled:
         if reason is not None:
             raise Unsupported(reason)
         self.plan.choose_layout("auto", list(flat))
-        tolerance = default_tolerance(self.plan.dtype)
+        tolerance = default_tolerance(self.plan.dtype, self.plan.device)
         errors, _ = prove(self.plan, frozen, list(flat), self.plan.dynamic_batch, tolerance)
         self.plan.net.report.errors = errors
         self.plan.finish()
