@@ -100,7 +100,8 @@ def _measure_network(name, plan, device, settings, peaks, record, progress, task
         if plan.layers and ours and ours[-1]["status"] == "ok":
             batch = batches[-1] if device.type == "cuda" else batches[0]
             progress.update(task, description=f"{name}: layers at batch {batch}")
-            layers = layerwise.measure(network, batch, dtype, plan.layout, device, peaks)
+            passes = 3 if plan.quick else 7
+            layers = layerwise.measure(network, batch, dtype, plan.layout, device, peaks, passes)
             entry["layers"].append(
                 {"batch": batch, "dtype": dtype, "layout": plan.layout, "rows": layers}
             )
