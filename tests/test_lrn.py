@@ -31,8 +31,8 @@ def check_ulps(out, expected, args, backend):
         allowed = 32.0 + 8 * size  # the oracle rounds at every step, too
     elif out.dtype == torch.float32 and alpha > 1e-3 and backend != "cpu":
         allowed += beta * (size + 2)
-    if out.dtype == torch.float32 and backend == "triton":
-        allowed += 2.0  # its log2 and exp2 each round; 3.1 ulp were seen
+    if out.dtype == torch.float32 and backend in ("cuda", "triton"):
+        allowed += 2.0  # log2 and exp2 each round: on an H100 cuda 2.6 and triton 3.1 ulp were seen
     compare.assert_close(out, expected, ulps=allowed)
 
 

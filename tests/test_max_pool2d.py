@@ -74,11 +74,13 @@ def view_at(offset, shape, dtype, channels_last, device="cpu", fill=torch.randn)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_bit_equal_to_torch(device, backend, dtype, channels_last):
     skip_inexact(device, backend, dtype)
+    compiled = (device, backend) == ("cuda", "triton")  # one compilation per geometry and dtype
+    geometries = GEOMETRIES[:4] if compiled else GEOMETRIES
     for shape in [(2, 3, 17, 19), (0, 3, 17, 16), (1, 17, 18, 16)]:
         x = hard_values(shape, dtype, device)
         if channels_last:
             x = x.to(memory_format=torch.channels_last)
-        for geometry in GEOMETRIES:
+        for geometry in geometries:
             expected, index = torch_on_cpu(x, *geometry)
             with cnnkernels.use(backend):
                 out = cnnkernels.max_pool2d(x, *geometry)
