@@ -22,6 +22,7 @@ from .. import tuning
 BACKENDS = ("auto", "cpu", "cuda", "cudnn", "triton", "reference")
 LIB = torch.library.Library("cnnkernels", "FRAGMENT")
 OPS: dict[str, Op] = {}
+MEMO_LIMIT = 4096  # decisions kept per op
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,22 @@ def _describe(args: Sequence) -> str:
     )
 
 
+def _settings() -> tuple:
+    """Everything beside the arguments that a decision depends on."""
+    backends = torch.backends
+    return (
+        tuning.generation(), backends.cudnn.enabled, backends.cudnn.allow_tf32,
+        backends.mkldnn.enabled,
+    )  # fmt: skip
+
+
+def _kind(a):
+    """What a decision can depend on in one argument; a tensor's alignment included."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype, a.device, a.shape, a.stride(), a.data_ptr() & 15
+    return tuple(a) if isinstance(a, list) else a
+
+
 class Op:
     """A torch op of this package and its implementations; made by :func:`define`."""
 
@@ -133,6 +150,7 @@ class Op:
         self.impls = {impl.name: impl for impl in impls}
         self.tuning_key = tuning_key
         self.overload: torch._ops.OpOverload  # set by define()
+        self._memo: dict[tuple, tuple[Impl, Decision]] = {}  # decisions already made; see run()
 
     def choose(self, args: Sequence) -> tuple[Impl, Decision]:
         """The implementation for ``args`` (all positional, defaults filled in)."""
@@ -180,12 +198,23 @@ class Op:
         )  # fmt: skip
 
     def run(self, *args):
-        """The kernel registered with torch: choose, then run."""
+        """The kernel registered with torch: choose, then run.
+
+        A decision is made once per kind of arguments: weighing the implementations of a convolution
+        takes longer than enqueueing it. explain() always decides anew.
+        """
         args = (*args, *self._defaults[len(args) :])
-        impl, decision = self.choose(args)
         record = _record.get()
         if record is not None:
+            impl, decision = self.choose(args)
             record.append(decision)
+        else:
+            key = (_forced_backend(), _settings(), *map(_kind, args))
+            if key not in self._memo:
+                if len(self._memo) >= MEMO_LIMIT:
+                    self._memo.clear()
+                self._memo[key] = self.choose(args)
+            impl, decision = self._memo[key]
         if impl.tunable:
             return impl.fn(*args, config=decision.config)
         return impl.fn(*args)

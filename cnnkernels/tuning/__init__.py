@@ -64,7 +64,17 @@ def entries(device: torch.device) -> dict[str, dict]:
     return {**_table(CONFIGS / f"{name}.json"), **_table(user_table(device))}
 
 
+_generation = 0
+
+
+def generation() -> int:
+    """A number that changes when the tables are read anew: decisions made before it are stale."""
+    return _generation
+
+
 def forget() -> None:
     """Read the tables again at the next lookup (after one was written)."""
+    global _generation
+    _generation += 1
     for cache in (lookup, entries, _table):
         cache.cache_clear()
