@@ -26,7 +26,7 @@ assert torch.equal(cnnkernels.add_relu(a, b), torch.relu(a + b))
 (decision,) = cnnkernels.explain(cnnkernels.add_relu, a, b)
 assert decision.chosen == "cpu", decision
 
-net = models.create("lenet5", variant="modern").eval()
+net = models.create("lenet5_modern").eval()
 x = torch.rand(4, 1, 32, 32)
 with torch.no_grad():
     ours = net(x)
