@@ -27,7 +27,7 @@ assert torch.equal(cnnkernels.add_relu(a, b), torch.relu(a + b))
 assert decision.chosen == "cpu", decision
 
 net = models.create("lenet5_modern").eval()
-x = torch.rand(4, 1, 32, 32)
+x = torch.rand(4, *net.input_size)
 with torch.no_grad():
     ours = net(x)
     with cnnkernels.use("reference"):
