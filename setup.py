@@ -84,7 +84,8 @@ class CMakeBuild(build_ext):
         package = (
             ROOT / "cnnkernels" if self.inplace else Path(self.build_lib).resolve() / "cnnkernels"
         )
-        build = Path(self.build_temp).resolve()
+        # In place (also `pip install -e`): a folder that stays, for quick rebuilds and for the log.
+        build = ROOT / "build" / "temp.inplace" if self.inplace else Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake", "-S", ROOT, "-B", build, "-G", "Ninja",
