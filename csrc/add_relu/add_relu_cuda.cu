@@ -4,62 +4,28 @@
 // No shared memory; the kernel runs at copy bandwidth, and fancier schemes measured no faster.
 // Tails and views whose start is not 16-byte aligned take the scalar path of the same thread.
 #include "add_relu/add_relu.h"
-#include "common/vec.cuh"
+#include "common/eight.cuh"
 
 namespace cnnkernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPerThread = 8;  // elements; fixed by the mask's byte
-
-// Loads the thread's 8 elements as fp32; `count` < 8 only in the last thread.
-template <class T>
-__device__ __forceinline__ void load8(const T* p, bool aligned, int count, float* f) {
-  if (aligned && count == kPerThread) {
-#pragma unroll
-    for (int v = 0; v < kPerThread / kVecSize<T>; ++v) {
-      const auto vec = Vec<T>::load(p + v * kVecSize<T>);
-#pragma unroll
-      for (int e = 0; e < kVecSize<T>; ++e) f[v * kVecSize<T> + e] = to_float(vec.e[e]);
-    }
-  } else {
-#pragma unroll
-    for (int e = 0; e < kPerThread; ++e) f[e] = e < count ? to_float(p[e]) : 0.f;
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void store8(T* p, bool aligned, int count, const float* f) {
-  if (aligned && count == kPerThread) {
-#pragma unroll
-    for (int v = 0; v < kPerThread / kVecSize<T>; ++v) {
-      Vec<T> vec;
-#pragma unroll
-      for (int e = 0; e < kVecSize<T>; ++e) vec.e[e] = from_float<T>(f[v * kVecSize<T> + e]);
-      vec.store(p + v * kVecSize<T>);
-    }
-  } else {
-#pragma unroll
-    for (int e = 0; e < kPerThread; ++e)
-      if (e < count) p[e] = from_float<T>(f[e]);
-  }
-}
 
 template <class T, bool kMask>
 __global__ void __launch_bounds__(kThreads)
     add_relu_kernel(const T* __restrict__ input, const T* __restrict__ residual,
                     T* __restrict__ out, uint8_t* __restrict__ mask, int64_t numel, bool aligned) {
   const int64_t chunk = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int64_t first = chunk * kPerThread;
+  const int64_t first = chunk * kEight;
   if (first >= numel) return;
-  const int count = static_cast<int>(min(int64_t{kPerThread}, numel - first));
+  const int count = static_cast<int>(min(int64_t{kEight}, numel - first));
 
-  float a[kPerThread], b[kPerThread];
+  float a[kEight], b[kEight];
   load8(input + first, aligned, count, a);
   load8(residual + first, aligned, count, b);
   unsigned bits = 0;
 #pragma unroll
-  for (int e = 0; e < kPerThread; ++e) {
+  for (int e = 0; e < kEight; ++e) {
     // Round the sum to T first, as torch's add does, so that the result is bit-equal to add then
     // relu.
     const float sum = to_float(from_float<T>(a[e] + b[e]));
@@ -76,15 +42,15 @@ __global__ void __launch_bounds__(kThreads)
     relu_backward_mask_kernel(const T* __restrict__ grad, const uint8_t* __restrict__ mask,
                               T* __restrict__ grad_input, int64_t numel, bool aligned) {
   const int64_t chunk = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int64_t first = chunk * kPerThread;
+  const int64_t first = chunk * kEight;
   if (first >= numel) return;
-  const int count = static_cast<int>(min(int64_t{kPerThread}, numel - first));
+  const int count = static_cast<int>(min(int64_t{kEight}, numel - first));
 
-  float g[kPerThread];
+  float g[kEight];
   load8(grad + first, aligned, count, g);
   const unsigned bits = mask[chunk];
 #pragma unroll
-  for (int e = 0; e < kPerThread; ++e) g[e] = (bits >> e & 1) ? g[e] : 0.f;
+  for (int e = 0; e < kEight; ++e) g[e] = (bits >> e & 1) ? g[e] : 0.f;
   store8(grad_input + first, aligned, count, g);
 }
 
@@ -95,7 +61,7 @@ bool all_aligned(const void* a, const void* b, const void* c = nullptr) {
 }
 
 unsigned grid_for(int64_t numel) {
-  constexpr int64_t per_block = int64_t{kThreads} * kPerThread;
+  constexpr int64_t per_block = int64_t{kThreads} * kEight;
   return static_cast<unsigned>((numel + per_block - 1) / per_block);
 }
 
