@@ -3,20 +3,23 @@ oracles: values, layouts, NaN, and outputs written into a slice of a larger tens
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import cnnkernels
 from cnnkernels.testing import compare, oracles
 
 pytest.importorskip("triton")
 
-from cnnkernels._triton.conv2d import conv2d
+from cnnkernels._triton.conv2d import conv2d, descriptor_why_not
 from cnnkernels._triton.global_avg_pool2d import global_avg_pool2d
 from cnnkernels._triton.lrn import local_response_norm
 from cnnkernels._triton.max_pool2d import max_pool2d
+from cnnkernels.ops import _conv2d
 from cnnkernels.tuning import space
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -91,6 +94,19 @@ READS = {
 }
 
 
+@contextlib.contextmanager
+def channel_slice(shape, start, dtype, device, layout):
+    """An output that is a slice of a wider tensor's channels; nothing beside it may be written."""
+    n, k, *sizes = shape
+    width = (start + k) // 8 * 8 + 8  # a pixel is a multiple of 16 bytes, for descriptors
+    whole = torch.full((n, width, *sizes), -777, dtype=dtype, device=device)
+    whole = whole.contiguous(memory_format=layout)
+    out = whole[:, start : start + k]
+    out.fill_(torch.nan)
+    yield out
+    assert (whole[:, :start] == -777).all() and (whole[:, start + k :] == -777).all()
+
+
 def conv_of(x, weight, stride, padding, dilation=(1, 1), groups=1):
     return space.Conv(
         *x.shape, weight.shape[0], *weight.shape[2:], stride, padding, dilation, groups,
@@ -116,11 +132,11 @@ def test_conv_with_descriptors(read, device):
         configs = space.descriptor_configs(conv, 90, 2, True)
         assert configs, "no descriptor config for a shape that is here for one"
         for config in configs:
-            out = conv2d(
-                x, weight, bias, residual, *geometry, 1, True,
-                config=config, precision="tf32" if tf32 else "ieee",
-                out=torch.full_like(residual, torch.nan),
-            )  # fmt: skip
+            with channel_slice(exact.shape, 8, dtype, device, torch.channels_last) as out:
+                conv2d(
+                    x, weight, bias, residual, *geometry, 1, True,
+                    config=config, precision="tf32" if tf32 else "ieee", out=out,
+                )  # fmt: skip
             if tf32:
                 assert compare.relative_error(out, exact) <= 1e-3
             else:
@@ -151,21 +167,114 @@ def test_boxes_cover_exactly_where_they_can(size):
             assert found[0][0] == 1.0
 
 
+# n, c, h, w, k, r, s, stride, padding, dilation, groups of the kernel with computed addresses
+ADDRESSES = {
+    "3x3": (2, 16, 6, 6, 24, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    "odd everything": (3, 5, 7, 9, 11, 3, 2, (2, 1), (0, 1), (1, 2), 1),
+    "grouped, dilated": (2, 12, 9, 8, 20, 3, 3, (1, 1), (2, 2), (2, 2), 4),
+    "depthwise": (2, 6, 8, 7, 6, 3, 3, (2, 2), (1, 1), (1, 1), 6),
+}
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-def test_conv_into_a_channel_slice(layout, device):
-    x = tensor(2, 16, 6, 6, dtype=torch.float16, device=device, layout=layout)
-    weight = torch.randn(24, 16, 3, 3).to(device, torch.float16) / 12
-    whole = torch.full((2, 64, 6, 6), torch.nan, dtype=torch.float16, device=device)
-    whole = whole.contiguous(memory_format=layout)
-    for config in space.conv_configs(conv_of(x, weight, (1, 1), (1, 1))):
-        whole.fill_(torch.nan)
-        conv2d(
-            x, weight, None, None, (1, 1), (1, 1), (1, 1), 1, True,
-            config=config, precision="ieee", out=whole[:, 16:40],
-        )  # fmt: skip
-        exact = oracles.relu(oracles.conv2d(x, weight, None, (1, 1), (1, 1)))
-        compare.assert_close(
-            whole[:, 16:40], exact, torch_out=F.conv2d(x, weight, None, 1, 1).relu()
+@pytest.mark.parametrize("case", ADDRESSES.values(), ids=ADDRESSES)
+def test_conv_with_computed_addresses(case, layout, device):
+    n, c, h, w, k, r, s, *geometry, groups = case
+    for dtype in dtypes(device):
+        x = tensor(n, c, h, w, dtype=dtype, device=device, layout=layout)
+        weight = (torch.randn(k, c // groups, r, s) / (c // groups * r * s) ** 0.5).to(
+            device, dtype
         )
-        assert whole[:, :16].isnan().all() and whole[:, 40:].isnan().all()
+        bias = torch.randn(k).to(device, dtype)
+        exact = oracles.conv2d(x, weight, bias, *geometry, groups)
+        residual = tensor(*exact.shape, dtype=dtype, device=device, layout=layout)
+        plain = F.conv2d(x, weight, bias, *geometry, groups) + residual
+        for config in space.pointer_configs(conv_of(x, weight, *geometry, groups), 90):
+            with channel_slice(exact.shape, 3, dtype, device, layout) as out:
+                conv2d(
+                    x, weight, bias, residual, *geometry, groups, False,
+                    config=config, precision="ieee", out=out,
+                )  # fmt: skip
+            compare.assert_close(out, exact + residual.double(), torch_out=plain)
+
+
+# n, c, h, w, k, r, s, stride, padding, layout: what precedes a 2x2/2 max-pool
+POOLED = {
+    "even": (2, 16, 8, 8, 24, 3, 3, (1, 1), (1, 1), torch.channels_last),
+    "odd edges": (1, 16, 7, 11, 24, 3, 3, (1, 1), (1, 1), torch.channels_last),
+    "1x1": (3, 16, 6, 6, 24, 1, 1, (1, 1), (0, 0), torch.channels_last),
+    "parities": (1, 16, 8, 12, 24, 3, 3, (2, 2), (1, 1), torch.channels_last),
+    "stem": (2, 3, 15, 15, 16, 5, 5, (2, 2), (2, 2), torch.channels_last),
+    "nchw": (2, 6, 9, 10, 5, 5, 5, (1, 1), (0, 0), torch.contiguous_format),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", POOLED.values(), ids=POOLED)
+def test_conv_with_max_pool(case, device):
+    n, c, h, w, k, r, s, stride, padding, layout = case
+    for dtype in dtypes(device):
+        tf32 = dtype == torch.float32 and device == "cuda"
+        x = tensor(n, c, h, w, dtype=dtype, device=device, layout=layout)
+        x[0, 0, 0, 0] = torch.nan
+        weight = (torch.randn(k, c, r, s) / (c * r * s) ** 0.5).to(device, dtype)
+        bias = torch.randn(k).to(device, dtype)
+        conv = replace(conv_of(x, weight, stride, padding), pool=True)
+        configs = space.conv_configs(conv, 90, 2, tf32=True)
+        assert {config["kind"] for config in configs} == (
+            {"pointer"} if layout == torch.contiguous_format
+            else {"pointer", "stem" if c == 3 else "taps"}
+        )  # fmt: skip
+        exact = oracles.relu(oracles.conv2d(x, weight, bias, stride, padding))
+        exact, _ = oracles.max_pool2d(exact, (2, 2), (2, 2), (0, 0), (1, 1), False)
+        plain = F.max_pool2d(F.conv2d(x, weight, bias, stride, padding).relu(), 2)
+        assert exact.isnan().any() and not exact.isnan().all()
+        for config in configs:
+            with channel_slice(exact.shape, 8, dtype, device, layout) as out:
+                conv2d(
+                    x, weight, bias, None, stride, padding, (1, 1), 1, True,
+                    config=config, precision="tf32" if tf32 else "ieee", out=out, pool=True,
+                )  # fmt: skip
+            assert torch.equal(out.isnan(), exact.isnan())
+            out, right, rival = (t.nan_to_num(7) for t in (out, exact, plain))
+            if tf32:
+                assert compare.relative_error(out, right) <= 1e-3
+            else:
+                compare.assert_close(out, right, torch_out=rival)
+
+
+@pytest.mark.parametrize("start", [8, 3])
+def test_a_slice_that_no_descriptor_takes_is_written_all_the_same(start):
+    x = tensor(2, 8, 6, 6, dtype=torch.float16, device="cpu", layout=torch.channels_last)
+    weight = torch.randn(16, 8, 3, 3).half() / 9
+    geometry = [1, 1], [1, 1], [1, 1], 1
+    exact = oracles.conv2d(x, weight, None, *geometry)
+    with channel_slice(exact.shape, start, x.dtype, "cpu", torch.channels_last) as out:
+        assert (descriptor_why_not(out) is None) == (start == 8)
+        _conv2d.triton_conv2d(x, weight, None, None, *geometry, False, out=out)
+    compare.assert_close(out, exact, torch_out=F.conv2d(x, weight, None, 1, 1))
+
+
+def test_the_pooled_op_on_triton():
+    fn = cnnkernels.conv2d_relu_max_pool2d
+    weight, bias = torch.randn(8, 8, 3, 3) / 9, torch.randn(8)
+    for layout in LAYOUTS:
+        x = tensor(2, 8, 7, 6, dtype=torch.float32, device="cpu", layout=layout)
+        with cnnkernels.use("triton", strict=True):
+            out = fn(x, weight, bias, padding=1)
+            assert fn(x[:0], weight, bias, padding=1).shape == (0, 8, 3, 3)
+            for options, reason in [
+                ({"pool_kernel_size": 3, "pool_stride": 2}, "pools 2x2 windows of stride 2"),
+                ({"ceil_mode": True}, "drops odd edges"),
+                ({"stride": 7}, "smaller than a window"),
+            ]:
+                with pytest.raises((RuntimeError, ValueError), match=reason):
+                    fn(x, weight, bias, padding=1, **options)
+        exact = oracles.relu(oracles.conv2d(x, weight, bias, (1, 1), (1, 1)))
+        compare.assert_close(
+            out, F.max_pool2d(exact, 2), torch_out=F.max_pool2d(F.conv2d(x, weight, bias, 1, 1), 2).relu()
+        )  # fmt: skip
+        assert out.is_contiguous(memory_format=layout)
+    decision = cnnkernels.explain(fn, x, weight, bias)[0]
+    assert "not verified" in decision.rejected["triton"]

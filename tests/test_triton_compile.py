@@ -16,12 +16,16 @@ from cnnkernels.tuning import space
 pytest.importorskip("triton")
 
 
+# Every kernel of the config space takes minutes to compile; else a sample of them is.
+EVERY = ["all"] if os.environ.get("CNNKERNELS_SLOW") else []
+
+
 def built(what: str, capability: int) -> list[dict]:
     """Run triton_build.py; a separate process, because ours has the interpreter on."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("triton_build.py")), what, str(capability)],
-        env=env, capture_output=True, text=True, timeout=280,
+        [sys.executable, str(Path(__file__).with_name("triton_build.py")), what, str(capability),
+         *EVERY], env=env, capture_output=True, text=True, timeout=900 if EVERY else 280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -29,6 +33,7 @@ def built(what: str, capability: int) -> list[dict]:
     return kernels
 
 
+@pytest.mark.timeout(1000)
 def test_descriptor_kernels_use_tma_and_wgmma_and_fit():
     kernels = built("descriptors", 90)
     assert {k["config"]["kind"] for k in kernels} == {"matrix", "taps", "stem"}
@@ -41,6 +46,7 @@ def test_descriptor_kernels_use_tma_and_wgmma_and_fit():
         assert kernel["spills"] == 0, kernel
 
 
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_pointer_kernels_use_tensor_cores_and_fit(capability):
     for kernel in built("pointers", capability):

@@ -75,7 +75,8 @@ def descriptor(conv: space.Conv, config: dict, capability: int, dtype: str = "bf
     taps, channels = space._reduction(conv, config["kind"])
     stem = config["kind"] == "stem"
     by_two = not stem and conv.stride == (2, 2) and conv.r > 1
-    out_box = [*box, n // config["split"]]
+    halved = 2 if conv.pool else 1
+    out_box = [box[0], box[1] // halved, box[2] // halved, n // config["split"]]
     blocks = {"x": [*box[:2], 1, box[2], k] if by_two else [*box, k], "w": [1, n, k],
               "res": out_box, "out": out_box}  # fmt: skip
     signature = {name: f"tensordesc<{dtype}{block}>" for name, block in blocks.items()}
@@ -85,7 +86,7 @@ def descriptor(conv: space.Conv, config: dict, capability: int, dtype: str = "bf
         "BY_TWO": by_two, "HAS_BIAS": True, "HAS_RES": conv.residual, "RELU": True, "PRECISION": "tf32",
         "BOX_N": box[0], "BOX_H": box[1], "BOX_W": box[2], "BN": n, "BK": k,
         "SPLIT": config["split"], "SWAP": config["kind"] != "matrix",
-        "FLATTEN": config["flatten"],
+        "FLATTEN": config["flatten"], "POOL": conv.pool,
     }  # fmt: skip
     options = {name: config[name] for name in ("num_warps", "num_stages")}
     kernel = conv2d_descriptor.conv2d_descriptor_kernel
@@ -98,8 +99,8 @@ def pointer(conv: space.Conv, config: dict, capability: int, dtype: str, nchw: b
     constants = {
         "CG": conv.c // conv.groups, "R": conv.r, "S": conv.s, "STRIDE_H": conv.stride[0],
         "STRIDE_W": conv.stride[1], "PAD_H": conv.padding[0], "PAD_W": conv.padding[1],
-        "DIL_H": 1, "DIL_W": 1, "HAS_BIAS": True, "HAS_RES": True, "RELU": True,
-        "PRECISION": "ieee", "FLAT": config["flat"], "NCHW": nchw, "WIDE": False,
+        "DIL_H": 1, "DIL_W": 1, "HAS_BIAS": True, "HAS_RES": conv.residual, "RELU": True,
+        "POOL": conv.pool, "PRECISION": "ieee", "FLAT": config["flat"], "NCHW": nchw, "WIDE": False,
         "ALIGN": 1 if nchw else 8, "BM": config["block_m"], "BN": config["block_n"],
         "BK": config["block_k"],
     }  # fmt: skip
@@ -119,30 +120,39 @@ def layers():
         )
 
 
-def all_descriptors():
-    """Every tile once for each way of reading; a tile's kernels differ in little else."""
+def descriptors(every: bool):
+    """Every tile once for each way of reading (a tile's kernels differ in little else), or one in
+    twenty of them."""
     seen = set()
-    for conv, residual in itertools.product(layers(), (False, True)):
-        conv = replace(conv, residual=residual)
+    for conv, extra in itertools.product(layers(), ({}, {"residual": True}, {"pool": True})):
+        conv = replace(conv, **extra)
         kind = space.descriptor_kind(conv)
         for config in space.descriptor_configs(conv, 90, 132, False):
             tile = {name: v for name, v in config.items() if name not in ("box", "programs")}
             pixels = config["box"][0] * config["box"][1] * config["box"][2]
-            key = json.dumps([kind, pixels, residual, tile])
+            key = json.dumps([kind, conv.stride, pixels, extra, tile])
             if key not in seen:
                 seen.add(key)
-                yield descriptor(conv, config, 90) | {"estimate": space.shared_bytes(conv, config)}
+                if every or len(seen) % 20 == 1:
+                    built = descriptor(conv, config, 90)
+                    yield built | {"estimate": space.shared_bytes(conv, config)}
 
 
-def all_pointers(capability: int):
-    conv = list(layers())[4]
-    for config in space.pointer_configs(conv, capability):
-        yield pointer(conv, config, capability, "bf16", nchw=False)
-    config = space.pointer_configs(conv, capability)[0]
-    yield pointer(conv, config, capability, "fp16", nchw=True)
-    conv = replace(conv, element_size=4)
-    config = space.pointer_configs(conv, capability)[0]
-    yield pointer(conv, config, capability, "fp32", nchw=False)
+def pointer_kernels(capability: int, every: bool):
+    seen = set()
+    for number, conv in enumerate(layers()):
+        if number not in (3, 4) and not every:
+            continue
+        for extra, nchw, dtype in (
+            ({}, False, "bf16"), ({"residual": True}, True, "fp16"), ({"pool": True}, False, "bf16"),
+            ({"element_size": 4}, False, "fp32"),
+        ):  # fmt: skip
+            variant = replace(conv, **extra)
+            for config in space.pointer_configs(variant, capability)[: None if every else 1]:
+                key = json.dumps([dtype, nchw, extra, config, conv.r])
+                if key not in seen:
+                    seen.add(key)
+                    yield pointer(variant, config, capability, dtype, nchw)
 
 
 def all_pairs():
@@ -181,8 +191,9 @@ def the_others(capability: int):
 
 
 if __name__ == "__main__":
-    what, capability = sys.argv[1], int(sys.argv[2])
-    kernels = {"descriptors": lambda _: all_descriptors(), "pointers": all_pointers,
-               "others": the_others, "pairs": lambda _: all_pairs()}  # fmt: skip
-    for kernel in kernels[what](capability):
+    what, capability, every = sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["all"]
+    kernels = {"descriptors": lambda: descriptors(every), "pairs": all_pairs,
+               "pointers": lambda: pointer_kernels(capability, every),
+               "others": lambda: the_others(capability)}  # fmt: skip
+    for kernel in kernels[what]():
         print(json.dumps(kernel), flush=True)

@@ -30,8 +30,13 @@ def conv2d(
     config: dict,
     precision: str,  # of float32 products: "ieee" or "tf32"
     out: torch.Tensor | None = None,  # [N, K, P, Q], may be a channel slice
+    pool: bool = False,  # 2x2/2 max-pool at the end, odd edges dropped; not with a residual
 ) -> torch.Tensor:
-    """relu?(conv2d(x, weight) + bias + residual), in x's memory format (or written to ``out``)."""
+    """relu?(conv2d(x, weight) + bias + residual), in x's memory format (or written to ``out``).
+
+    ``out`` may lie anywhere for "pointer"; descriptors want NHWC aligned to 16 bytes
+    (:func:`descriptor_why_not`).
+    """
     channels_last = not x.is_contiguous()
     stride, padding, dilation = list(stride), list(padding), list(dilation)
     r, s = weight.shape[2:]
@@ -42,12 +47,13 @@ def conv2d(
             + 1
             for i in range(2)
         ]
+        sizes = [size // 2 for size in sizes] if pool else sizes
         out = torch.empty(
             (x.shape[0], weight.shape[0], *sizes), dtype=x.dtype, device=x.device,
             memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         )  # fmt: skip
     kind = config["kind"]
-    tile = {"precision": precision, "config": config}
+    tile = {"precision": precision, "config": config, "pool": pool}
     if kind == "stem":
         conv2d_stem(x, weight, bias, residual, out, stride, padding, relu, **tile)
         return out

@@ -7,6 +7,8 @@ tiles fastest (neighbours share pixels). Stride 2 reads a 5-D view [N, H/2, 2, W
 tap's rows and columns of one parity lie side by side. A 1x1 convolution is the image [1, 1, M, C].
 With SWAP the product is channels x pixels: a box with several sizes above 1 reaches the tensor
 cores from shared memory only as their second operand (as the first it goes through registers).
+With POOL the output is 2x2/2 max-pooled: P and Q are even and so are a box's height and width, so no
+window straddles two tiles, and rounding, bias and ReLU after the maximum give what they give before.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def conv2d_descriptor_kernel(
     x,  # descriptor [N, H, W, C], or the 5-D view with BY_TWO
     w,  # descriptor [R * S, K, C]
     res,  # descriptor [N, P, Q, K]
-    out,  # descriptor [N, P, Q, K]
+    out,  # descriptor [N, P, Q, K], with POOL [N, P / 2, Q / 2, K]
     bias_ptr,  # [K]
     N, P, Q, K,
     C: tl.constexpr, R: tl.constexpr, S: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
@@ -30,8 +32,11 @@ def conv2d_descriptor_kernel(
     HAS_BIAS: tl.constexpr, HAS_RES: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLIT: tl.constexpr, SWAP: tl.constexpr, FLATTEN: tl.constexpr,
+    POOL: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = BOX_N * BOX_H * BOX_W
+    OUT_H: tl.constexpr = BOX_H // 2 if POOL else BOX_H
+    OUT_W: tl.constexpr = BOX_W // 2 if POOL else BOX_W
     CHUNKS: tl.constexpr = (C + BK - 1) // BK
     tiles_k, tiles_q, tiles_p = tl.cdiv(K, BN), tl.cdiv(Q, BOX_W), tl.cdiv(P, BOX_H)
     tiles = tiles_k * tiles_q * tiles_p * tl.cdiv(N, BOX_N)
@@ -54,6 +59,11 @@ def conv2d_descriptor_kernel(
                 acc = tl.dot(b, a.T, acc, input_precision=PRECISION)
             else:
                 acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+        if POOL:  # in the accumulator's registers where BOX_W is 8 or more
+            tl.static_assert(SWAP and not HAS_RES)
+            windows = tl.reshape(acc, (BN, BOX_N * OUT_H, 2, OUT_W, 2))
+            acc = tl.reshape(max_of_windows(windows), (BN, BM // 4))
+            p0, q0 = p0 // 2, q0 // 2
         if SWAP:
             acc = acc.T
 
@@ -62,12 +72,21 @@ def conv2d_descriptor_kernel(
             halves = tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1))
             left, right = tl.split(halves)
             _finish(left, res, out, bias_ptr, n0, p0, q0, k0, K,
-                    HAS_BIAS, HAS_RES, RELU, BOX_N, BOX_H, BOX_W, BN // 2)  # fmt: skip
+                    HAS_BIAS, HAS_RES, RELU, BOX_N, OUT_H, OUT_W, BN // 2)  # fmt: skip
             _finish(right, res, out, bias_ptr, n0, p0, q0, k0 + BN // 2, K,
-                    HAS_BIAS, HAS_RES, RELU, BOX_N, BOX_H, BOX_W, BN // 2)  # fmt: skip
+                    HAS_BIAS, HAS_RES, RELU, BOX_N, OUT_H, OUT_W, BN // 2)  # fmt: skip
         else:
             _finish(acc, res, out, bias_ptr, n0, p0, q0, k0, K,
-                    HAS_BIAS, HAS_RES, RELU, BOX_N, BOX_H, BOX_W, BN)  # fmt: skip
+                    HAS_BIAS, HAS_RES, RELU, BOX_N, OUT_H, OUT_W, BN)  # fmt: skip
+
+
+@triton.jit
+def max_of_windows(acc):
+    """[A, B, 2, C, 2] -> [A, B, C]: the maximum over both 2s; a NaN wins, as in torch."""
+    left, right = tl.split(acc)
+    acc = tl.maximum(left, right, propagate_nan=tl.PropagateNan.ALL)
+    top, bottom = tl.split(tl.permute(acc, (0, 1, 3, 2)))
+    return tl.maximum(top, bottom, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -139,8 +158,9 @@ def conv2d_descriptor(
     precision: str,
     config: dict,  # box, block_n, block_k, split, programs, flatten, num_warps, num_stages
     matrix: bool = False,  # 1x1 on evenly spaced pixels: tiles run across rows and images
+    pool: bool = False,  # ``out`` is [N, K, P // 2, Q // 2]: 2x2/2 maxima; not with matrix
 ) -> None:
-    """Write relu?(conv2d(x, weight) + bias + residual) to ``out``."""
+    """Write relu?(conv2d(x, weight) + bias + residual), or its 2x2/2 max-pool, to ``out``."""
     base, *x_view = x
     out_view = nhwc(out)
     res = out if residual is None else residual
@@ -149,12 +169,15 @@ def conv2d_descriptor(
     if matrix:
         x_view, out_view, res_view = (_as_matrix(*view) for view in (x_view, out_view, res_view))
     n, p, q, k = out_view[0]
+    if pool:
+        p, q = 2 * p, 2 * q  # an odd last row or column is in no window
     box, block_n, block_k = list(config["box"]), config["block_n"], config["block_k"]
     split = config["split"]
     x_box = [*box, block_k]
     if stride == 2:
         x_view, x_box = _by_two(*x_view), [box[0], box[1], 1, box[2], block_k]
-    out_box = [*box, block_n // split]
+    halved = 2 if pool else 1
+    out_box = [box[0], box[1] // halved, box[2] // halved, block_n // split]
     tiles, taps_n = triton.cdiv(k, block_n), taps[0] * taps[1]
     for size, step in zip((n, p, q), box):
         tiles *= triton.cdiv(size, step)
@@ -171,6 +194,6 @@ def conv2d_descriptor(
         DIL_H=dilation[0], DIL_W=dilation[1], BY_TWO=stride == 2,
         HAS_BIAS=bias is not None, HAS_RES=residual is not None, RELU=relu, PRECISION=precision,
         BOX_N=box[0], BOX_H=box[1], BOX_W=box[2], BN=block_n, BK=block_k, SPLIT=split,
-        SWAP=not matrix, FLATTEN=config["flatten"],
+        SWAP=not matrix, FLATTEN=config["flatten"], POOL=pool,
         num_warps=config["num_warps"], num_stages=config["num_stages"],
     )  # fmt: skip

@@ -4,6 +4,7 @@ out = relu?(x * w + bias + residual). The grid is (pixel tiles x channel tiles, 
 owns BM output pixels (of N * P * Q in that order) x BN output channels and sums over filter taps x
 channels, BK at a time. With FLAT the taps and channels are one axis (few channels: stems). In NCHW
 the tile is transposed (channels x pixels) so that neighbouring threads read neighbouring pixels.
+With POOL the output is 2x2/2 max-pooled: the four pixels of a window follow one another in a tile.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
+from .conv2d_descriptor import max_of_windows
 
 
 @triton.jit
@@ -27,7 +30,7 @@ def conv2d_pointer_kernel(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RES: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     FLAT: tl.constexpr, NCHW: tl.constexpr, WIDE: tl.constexpr, ALIGN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    POOL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     # This program's pixels and channels. Channel tiles vary fastest: neighbours share their pixels.
     channel_tiles = tl.cdiv(KG, BN)
@@ -35,10 +38,11 @@ def conv2d_pointer_kernel(
     tile = tl.program_id(0).to(tl.int64) if WIDE else tl.program_id(0)  # all offsets follow
     m = tile // channel_tiles * BM + tl.arange(0, BM)
     k = tile % channel_tiles * BN + tl.arange(0, BN)
-    q, rest = m % Q, m // Q
-    p, n = rest % P, rest // P
+    n, p, q = _position(m // 4 if POOL else m, P, Q)
     m_ok, k_ok = n < N, k < KG
     k += group * KG
+    if POOL:
+        p, q = 2 * p + m // 2 % 2, 2 * q + m % 2
     h0, w0 = p * STRIDE_H - PAD_H, q * STRIDE_W - PAD_W
     x_base = n * xn + h0 * xh + w0 * xw + group * CG * xc
     if ALIGN > 1:
@@ -82,7 +86,17 @@ def conv2d_pointer_kernel(
             )  # fmt: skip
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
-    # Epilogue: bias, residual, ReLU, store.
+    # Epilogue: maximum, bias, residual, ReLU, store.
+    if POOL:
+        tl.static_assert(not HAS_RES)
+        if NCHW:
+            acc = tl.reshape(max_of_windows(tl.reshape(acc, (BN, BM // 4, 2, 1, 2))), (BN, BM // 4))
+        else:
+            windows = tl.reshape(acc.T, (BN, BM // 4, 2, 1, 2))
+            acc = tl.reshape(max_of_windows(windows), (BN, BM // 4)).T
+        m = tile // channel_tiles * (BM // 4) + tl.arange(0, BM // 4)
+        n, p, q = _position(m, P, Q)
+        m_ok = n < N
     if NCHW:
         ok_out = k_ok[:, None] & m_ok[None, :]
         out = out_ptr + (n * on + p * op + q * oq)[None, :] + (k * ok)[:, None]
@@ -100,6 +114,12 @@ def conv2d_pointer_kernel(
     if RELU:
         acc = tl.where(acc <= 0, 0.0, acc)  # NaN passes, as in torch.relu
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=ok_out)
+
+
+@triton.jit
+def _position(m, P, Q):
+    """(image, row, column) of output pixel m."""
+    return m // Q // P, m // Q % P, m % Q
 
 
 @triton.jit
@@ -127,14 +147,15 @@ def conv2d_pointer(
     *,
     precision: str,  # of float32 products: "ieee" or "tf32"
     config: dict,  # block_m, block_n, block_k, flat, num_warps, num_stages
+    pool: bool = False,  # ``out`` is [N, K, P // 2, Q // 2]: 2x2/2 maxima; not with a residual
 ) -> None:
-    """Write relu?(conv2d(x, weight) + bias + residual) to ``out``."""
+    """Write relu?(conv2d(x, weight) + bias + residual), or its 2x2/2 max-pool, to ``out``."""
     n, c, h, w = x.shape
     k, cg, r, s = weight.shape
     p, q = out.shape[2:]
     block_m, block_n, block_k = (config[f"block_{name}"] for name in "mnk")
     res = out if residual is None else residual
-    tiles = triton.cdiv(n * p * q, block_m) * triton.cdiv(k // groups, block_n)
+    tiles = triton.cdiv(n * p * q * (4 if pool else 1), block_m) * triton.cdiv(k // groups, block_n)
     reach = max(
         sum((size - 1) * st for size, st in zip(t.shape, t.stride())) for t in (x, out, res)
     )
@@ -146,7 +167,7 @@ def conv2d_pointer(
         PAD_H=padding[0], PAD_W=padding[1], DIL_H=dilation[0], DIL_W=dilation[1],
         HAS_BIAS=bias is not None, HAS_RES=residual is not None, RELU=relu, PRECISION=precision,
         FLAT=config["flat"], NCHW=x.stride(1) != 1 and c > 1, WIDE=reach >= 2**31,
-        ALIGN=_alignment(x, cg if groups > 1 else 0), BM=block_m, BN=block_n, BK=block_k,
+        ALIGN=_alignment(x, cg if groups > 1 else 0), POOL=pool, BM=block_m, BN=block_n, BK=block_k,
         num_warps=config["num_warps"], num_stages=config["num_stages"],
     )  # fmt: skip
 

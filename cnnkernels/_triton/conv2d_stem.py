@@ -67,10 +67,14 @@ def conv2d_stem(
     *,
     precision: str,
     config: dict,  # as for conv2d_descriptor
+    pool: bool = False,  # as for conv2d_descriptor
     block: int = 1024,
 ) -> None:
-    """Write relu?(conv2d(x, weight) + bias + residual) to ``out``; dilation and groups are 1."""
+    """Write relu?(conv2d(x, weight) + bias + residual), or its 2x2/2 max-pool, to ``out``; dilation
+    and groups are 1."""
     (n, c, h, w), (k, _, r, s), (p, q) = x.shape, weight.shape, out.shape[2:]
+    if pool:
+        p, q = 2 * p, 2 * q
     r2, s2 = triton.cdiv(r, stride[0]), triton.cdiv(s, stride[1])
     sixteen = 16 // x.element_size()
     cp = triton.cdiv(stride[0] * stride[1] * c, sixteen) * sixteen
@@ -88,5 +92,5 @@ def conv2d_stem(
     row = [n, hp, q, s2 * cp], [hp * wp * cp, wp * cp, cp, 1]  # overlapping pixels
     conv2d_descriptor(
         (cells, *row), packed, bias, residual, out, (r2, 1), 1, (0, 0), (1, 1), relu,
-        precision=precision, config=config,
+        precision=precision, config=config, pool=pool,
     )  # fmt: skip

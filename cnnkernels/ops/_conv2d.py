@@ -251,12 +251,12 @@ def _cuda(x, weight, bias, residual, stride, padding, dilation, groups, relu, co
 # --- Triton ----------------------------------------------------------------------------------
 
 
-def problem(x, weight, stride, padding, dilation, groups, residual=False) -> space.Conv:
+def problem(x, weight, stride, padding, dilation, groups, residual=False, pool=False) -> space.Conv:
     """The call's geometry for the config space; hashable."""
     return space.Conv(
         *x.shape, weight.shape[0], *weight.shape[2:], tuple(stride), tuple(padding),
         tuple(dilation), groups, _args.memory_format(x) == torch.channels_last, x.element_size(),
-        residual,
+        residual, pool,
     )  # fmt: skip
 
 
@@ -271,26 +271,31 @@ def triton_configs(conv: space.Conv, device: torch.device, tf32: bool) -> list[d
     )
 
 
-def _triton_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+def triton_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
     reason = _args.triton_why_not(x)
     if reason is None and max(x[:1].numel(), weight.numel()) >= 2**31:
         return "one image or the weight has 2^31 elements or more"
     return reason
 
 
-def _triton_conv2d(x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None):
+def triton_conv2d(
+    x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None, pool=False,
+    out=None,
+):  # fmt: skip
+    """Dense operands; pool: with a 2x2/2 max-pool in the epilogue, odd edges dropped; out: where to
+    write, for instance a slice of a wider tensor's channels."""
     tf32 = x.device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    conv = problem(x, weight, stride, padding, dilation, groups, residual is not None)
+    conv = problem(x, weight, stride, padding, dilation, groups, residual is not None, pool)
     if config is None:
         config = triton_configs(conv, x.device, tf32)[0]
     if config["kind"] != "pointer":
         given = [] if config["kind"] == "stem" else [x]  # a stem rearranges x first
-        given += [] if residual is None else [residual]
+        given += [t for t in (residual, out) if t is not None]
         if _triton.descriptor_why_not(*given) is not None:  # a view at an odd offset
             config = space.pointer_configs(conv)[0]
     return _triton.conv2d(
         x, weight, bias, residual, stride, padding, dilation, groups, relu,
-        config=config, precision="tf32" if tf32 else "ieee",
+        config=config, precision="tf32" if tf32 else "ieee", out=out, pool=pool,
     )  # fmt: skip
 
 
@@ -335,6 +340,6 @@ def implementations(*, residual: bool, relu: bool) -> list[Impl]:
         impl("cudnn", _cudnn, _cudnn_why_not),
         impl("cpu", _cpu, _cpu_why_not),
         # After cpu: on CPU tensors it is Triton's interpreter.
-        impl("triton", _triton_conv2d, _triton_why_not, tunable=True),
+        impl("triton", triton_conv2d, triton_why_not, tunable=True),
         Impl("reference", arguments(_wrap(_reference)), _args.always),
     ]

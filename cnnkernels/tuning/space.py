@@ -26,6 +26,7 @@ class Conv:
     nhwc: bool
     element_size: int
     residual: bool = False
+    pool: bool = False  # 2x2/2 max-pool at the end
 
     @property
     def p(self) -> int:
@@ -97,12 +98,16 @@ BOX_TILES = [
 ]  # fmt: skip
 
 
-def boxes(n: int, p: int, q: int, pixels: int) -> list[tuple[float, tuple[int, int, int]]]:
+def boxes(
+    n: int, p: int, q: int, pixels: int, even: bool = False
+) -> list[tuple[float, tuple[int, int, int]]]:
     """Boxes of ``pixels`` output pixels as (share of useful pixels, [n, p, q]), best first; of
-    equals the widest, then the highest."""
+    equals the widest, then the highest. ``even``: in height and width, for 2x2 windows."""
     found = []
     for bw in _powers(pixels):
         for bh in _powers(pixels // bw):
+            if even and 1 in (bw, bh):
+                continue
             bn = pixels // bw // bh
             covered = _round_up(n, bn) * _round_up(p, bh) * _round_up(q, bw)
             found.append((n * p * q / covered, (bn, bh, bw)))
@@ -129,7 +134,7 @@ def descriptor_kind(conv: Conv, tf32: bool = False) -> str | None:
     if conv.c % sixteen:
         return None
     if conv.r == conv.s == 1 and conv.padding == (0, 0):
-        return "matrix" if conv.stride == (1, 1) else "taps"
+        return "matrix" if conv.stride == (1, 1) and not conv.pool else "taps"
     if conv.stride == (1, 1):
         return "taps"
     # A partial chunk of the 5-D view would read the neighbouring pixel's channels.
@@ -150,6 +155,8 @@ def _shared(conv: Conv, tile: dict, stages: int) -> int:
     pixels = math.prod(tile["box"])
     stage = (pixels + tile["block_n"]) * tile["block_k"] * conv.element_size
     staging = pixels * tile["block_n"] * conv.element_size // tile["split"]
+    if conv.pool:  # windows in boxes narrower than 8 pixels change threads: half a tile in float32
+        staging = staging // 4 + pixels * tile["block_n"] * 2 * (tile["box"][2] < 8)
     # The pipeline, a buffer each for the stored tile and the residual, barriers.
     return stages * stage + staging * (1 + conv.residual) + 2048
 
@@ -183,7 +190,7 @@ def descriptor_configs(conv: Conv, capability: int, multiprocessors: int, tf32: 
         if kind == "matrix":
             useful, box = conv.pixels / _round_up(conv.pixels, pixels), (1, 1, pixels)
         else:
-            useful, box = boxes(conv.n, conv.p, conv.q, pixels)[0]
+            useful, box = boxes(conv.n, conv.p, conv.q, pixels, conv.pool)[0]
         split = 2 if kind == "matrix" and block_n == 256 else 1
         for block_k in depths:
             tile = {"box": list(box), "block_n": block_n, "block_k": block_k, "split": split}

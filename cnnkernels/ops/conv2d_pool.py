@@ -1,0 +1,170 @@
+"""conv2d_relu_max_pool2d: a convolution, its ReLU and a max-pool as in VGG (Simonyan & Zisserman 2014),
+the unpooled output never in memory where a kernel pools in its epilogue."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import conv_flop_count
+
+from . import _args, _conv2d
+from ._op import Impl, define
+from .conv2d import GEOMETRY, call
+
+
+def _pool(kernel_size, stride, padding, dilation) -> list[list[int]]:
+    """The four pairs, checked as torch.nn.functional.max_pool2d does."""
+    kernel = _args.pair(kernel_size, "pool_kernel_size", 1)
+    empty = stride is None or (isinstance(stride, (list, tuple)) and not len(stride))
+    stride = kernel if empty else _args.pair(stride, "pool_stride", 1)
+    padding = _args.pair(padding, "pool_padding", 0)
+    dilation = _args.pair(dilation, "pool_dilation", 1)
+    for pad, size in zip(padding, kernel):
+        if 2 * pad > size:
+            raise ValueError(
+                f"pool_padding is {padding}; it must be at most half of pool_kernel_size={kernel}"
+            )
+    return [kernel, stride, padding, dilation]
+
+
+def _pooled(shape, kernel, stride, padding, dilation, ceil_mode) -> list[int]:
+    sizes = []
+    for i, size in enumerate(shape[2:]):
+        span = size + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1
+        out = (span + (stride[i] - 1 if ceil_mode else 0)) // stride[i] + 1
+        if ceil_mode and (out - 1) * stride[i] >= size + padding[i]:
+            out -= 1  # a window must start inside the input or its left padding
+        if out < 1:
+            raise ValueError(
+                f"pool_kernel_size is {kernel} with pool_dilation={dilation}; it exceeds the"
+                f" convolution's output {list(shape[2:])} padded by {padding}"
+            )
+        sizes.append(out)
+    return [*shape[:2], *sizes]
+
+
+def _chain(x, weight, bias, stride, padding, dilation, groups, *pool):
+    """conv2d_relu, then max_pool2d: two ops, each with its own choice."""
+    shape = _checked(x, weight, bias, stride, padding, dilation, groups, *pool)
+    if x.shape[0] == 0:
+        return _conv2d.empty(x, shape)
+    y = torch.ops.cnnkernels.conv2d_relu(x, weight, bias, stride, padding, dilation, groups)
+    return torch.ops.cnnkernels.max_pool2d(y, *_pool(*pool[:-1]), pool[-1])
+
+
+def _windows_why_not(x, weight, stride, padding, dilation, *pool) -> str | None:
+    """Why these windows can't be taken in a convolution's epilogue."""
+    *pairs, ceil_mode = pool
+    if _pool(*pairs) != [[2, 2], [2, 2], [0, 0], [1, 1]]:
+        return "the kernel pools 2x2 windows of stride 2, without padding"
+    sizes = _conv2d.output_shape(x, weight, stride, padding, dilation)[2:]
+    if ceil_mode and any(size % 2 for size in sizes):
+        return "the kernel drops odd edges (ceil_mode=False)"
+    return "the convolution's output is smaller than a window" if min(sizes) < 2 else None
+
+
+def _cuda_why_not(x, weight, bias, stride, padding, dilation, groups, *pool) -> str | None:
+    """Why the compiled kernel that pools in its epilogue can't run."""
+    if list(stride) != [1, 1] or list(dilation) != [1, 1]:
+        return "the kernel that pools has stride and dilation 1"
+    return _windows_why_not(x, weight, stride, padding, dilation, *pool) or _conv2d.cuda_why_not(
+        x, weight, bias, None, stride, padding, dilation, groups, True, pool=True
+    )
+
+
+def _checked(x, weight, bias, stride, padding, dilation, groups, *pool) -> list[int]:
+    """The output's shape, after every check."""
+    shape = _conv2d.check(x, weight, bias, None, stride, padding, dilation, groups)
+    return _pooled(shape, *_pool(*pool[:-1]), pool[-1])
+
+
+def _cuda(x, weight, bias, stride, padding, dilation, groups, *pool):
+    _checked(x, weight, bias, stride, padding, dilation, groups, *pool)
+    return torch.ops.cnnkernels._conv2d_pool_cuda(
+        _args.dense(x), weight, bias, list(padding), groups, True, ""
+    )
+
+
+def _triton_why_not(x, weight, bias, stride, padding, dilation, groups, *pool) -> str | None:
+    return _windows_why_not(x, weight, stride, padding, dilation, *pool) or _conv2d.triton_why_not(
+        x, weight, bias, None, stride, padding, dilation, groups, True
+    )
+
+
+def _triton(x, weight, bias, stride, padding, dilation, groups, *pool, config=None):
+    shape = _checked(x, weight, bias, stride, padding, dilation, groups, *pool)
+    if x.shape[0] == 0:
+        return _conv2d.empty(x, shape)
+    pairs = (list(pair) for pair in (stride, padding, dilation))
+    return _conv2d.triton_conv2d(
+        _args.dense(x), weight, bias, None, *pairs, groups, True, config, pool=True
+    )
+
+
+def _fake(
+    x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
+    pool_kernel_size=2, pool_stride=None, pool_padding=0, pool_dilation=1, ceil_mode=False,
+):  # fmt: skip
+    pool = pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode
+    return _conv2d.empty(x, _checked(x, weight, bias, stride, padding, dilation, groups, *pool))
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, bias, *ctx.geometry = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward(ctx, grad):
+    # The convolution's output is recomputed: the fused op exists so as not to keep it.
+    x, weight, bias = ctx.saved_tensors
+    stride, padding, dilation, groups, *pool, ceil_mode = ctx.geometry
+    pool = _pool(*pool)
+    y = torch.ops.cnnkernels.conv2d_relu(x, weight, bias, stride, padding, dilation, groups)
+    _, indices = torch.ops.aten.max_pool2d_with_indices(y, *pool, ceil_mode)
+    grad = torch.ops.aten.max_pool2d_with_indices_backward(grad, y, *pool, ceil_mode, indices)
+    grad = torch.ops.aten.threshold_backward(grad, y, 0)
+    mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1],
+            bias is not None and ctx.needs_input_grad[2]]  # fmt: skip
+    grads = torch.ops.aten.convolution_backward(
+        grad, x, weight, None if bias is None else list(bias.shape), stride, padding, dilation,
+        False, [0, 0], groups, mask,
+    )  # fmt: skip
+    return *(g if wanted else None for g, wanted in zip(grads, mask)), *[None] * 9
+
+
+def _flops(x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
+    """The convolution's; comparisons are not counted."""
+    _bias, stride, padding, dilation, *_ = (*args, *(None, 1, 0, 1)[len(args) :])
+    x, weight = (torch.empty(shape, device="meta") for shape in (x_shape, w_shape))
+    pairs = [_args.pair(value, "", 0) for value in (stride, padding, dilation)]
+    return conv_flop_count(x_shape, w_shape, _conv2d.output_shape(x, weight, *pairs))
+
+
+define(
+    f"conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias=None, {GEOMETRY},"
+    " SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=[], SymInt[2] pool_padding=0,"
+    " SymInt[2] pool_dilation=1, bool ceil_mode=False) -> Tensor",
+    impls=[
+        Impl("cuda", _cuda, _cuda_why_not),
+        Impl("triton", _triton, _triton_why_not, default=False, tunable=True),
+        Impl("reference", _chain, _args.always),
+    ],
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast="lower",
+    flops=_flops,
+)
+
+
+def conv2d_relu_max_pool2d(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
+    pool_kernel_size=2, pool_stride=None, pool_padding=0, pool_dilation=1, ceil_mode=False,
+):  # fmt: skip
+    """``max_pool2d(relu(conv2d(input, weight, bias, …)), pool_kernel_size, …)``.
+
+    Arguments as for :func:`conv2d` and :func:`torch.nn.functional.max_pool2d`. For training only
+    the inputs are kept and the convolution is computed again in the backward pass.
+    """
+    pool = _pool(pool_kernel_size, pool_stride, pool_padding, pool_dilation)
+    op = torch.ops.cnnkernels.conv2d_relu_max_pool2d
+    return call(op, input, weight, bias, stride, padding, dilation, groups, pool=(*pool, ceil_mode))
