@@ -39,6 +39,7 @@ wheel: $(VENV)/.deps
 
 lint: $(VENV)/.deps
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .
+	git ls-files '*.cu' '*.cuh' '*.cpp' '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
 
 clean:
 	rm -rf build dist *.egg-info cnnkernels/*.so

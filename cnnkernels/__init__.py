@@ -21,11 +21,15 @@ __version__ = "0.1.0"
 __all__ = list(_ops.__all__)
 
 
-def __getattr__(name: str):
-    # On demand: torch.export and Dynamo take seconds to import.
-    if name in ("optimize", "replace_layers"):
-        import importlib
+_SUBPACKAGES = ("analysis", "bench", "data", "models", "nn", "optimize", "train", "tuning")
 
-        package = importlib.import_module(f"{__name__}.optimize")
-        return package if name == "optimize" else package.replace_layers
+
+def __getattr__(name: str):
+    # On demand: torch.export and Dynamo, which optimize needs, take seconds to import.
+    import importlib
+
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "replace_layers":
+        return importlib.import_module(f"{__name__}.optimize").replace_layers
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

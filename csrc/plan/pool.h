@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "plan/host_device.h"
 #include "common/types.h"
+#include "plan/host_device.h"
 
 namespace cnnkernels {
 
