@@ -26,3 +26,15 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty user cache, forgotten again afterwards."""
+    from cnnkernels import tuning
+
+    monkeypatch.setenv("CNNKERNELS_CACHE_DIR", str(tmp_path))
+    tuning.forget()
+    yield tmp_path
+    monkeypatch.undo()
+    tuning.forget()

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnkernels
+from cnnkernels.ops._op import OPS
 from cnnkernels.testing import compare, oracles
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -58,8 +59,12 @@ def test_which_implementation_runs(monkeypatch):
 
     assert chosen(good).chosen == "triton"
     assert "C is 24; the fused pair takes powers of two" in chosen(odd).rejected["triton"]
-    wide = draw(1, 256, 64, 32, 3, torch.float32)
-    assert "the two ops are faster" in chosen(wide).rejected["triton"]
+    wide = draw(1, 256, 64, 32, 3, torch.float16)
+    assert chosen(wide).chosen == "triton"  # when forced
+    impl = OPS["conv2d_add_relu_conv2d_relu"].impls["triton"]
+    x, weight, residual, next_weight, *biases = wide
+    assert "the two ops are faster" in impl.slow(x, weight, residual, next_weight, *biases)
+    assert impl.slow(*good) is None
     nchw = [t.contiguous() for t in good]
     assert "channels_last" in chosen(nchw).rejected["triton"]
     with cnnkernels.use("reference"):

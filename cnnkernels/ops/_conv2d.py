@@ -239,6 +239,20 @@ def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, 
     return cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu)
 
 
+def _cuda_configs(x, weight, bias, residual, stride, padding, dilation, groups, relu, pool=False):
+    """Every instance of the tensor-core kernels that can run; the stem kernel has no choice."""
+    if _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu) or (
+        _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None
+    ):
+        return []
+    plans = _lib.plan.conv_plans(
+        list(x.shape), list(weight.shape), list(stride), list(padding), list(dilation), groups,
+        str(x.dtype).removeprefix("torch."), residual is not None, pool,
+        torch.cuda.get_device_properties(x.device).multi_processor_count,
+    )  # fmt: skip
+    return [{"instance": plan["instance"]} for plan in plans if plan["why_not"] is None]
+
+
 def _cuda(x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None):
     if _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None:
         return torch.ops.cnnkernels._conv2d_stem_cuda(x, weight, bias, stride, padding, relu)
@@ -271,6 +285,18 @@ def triton_configs(conv: space.Conv, device: torch.device, tf32: bool) -> list[d
     )
 
 
+def triton_configs_of(
+    x, weight, bias, residual, stride, padding, dilation, groups, relu, pool=False
+) -> list[dict]:
+    """The config space of a call."""
+    conv = problem(x, weight, stride, padding, dilation, groups, residual is not None, pool)
+    return triton_configs(conv, x.device, _tf32(x))
+
+
+def _tf32(x) -> bool:
+    return x.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+
+
 def triton_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
     reason = _args.triton_why_not(x)
     if reason is None and max(x[:1].numel(), weight.numel()) >= 2**31:
@@ -284,18 +310,17 @@ def triton_conv2d(
 ):  # fmt: skip
     """Dense operands; pool: with a 2x2/2 max-pool in the epilogue, odd edges dropped; out: where to
     write, for instance a slice of a wider tensor's channels."""
-    tf32 = x.device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    conv = problem(x, weight, stride, padding, dilation, groups, residual is not None, pool)
+    geometry = stride, padding, dilation, groups
     if config is None:
-        config = triton_configs(conv, x.device, tf32)[0]
+        config = triton_configs_of(x, weight, bias, residual, *geometry, relu, pool)[0]
     if config["kind"] != "pointer":
         given = [] if config["kind"] == "stem" else [x]  # a stem rearranges x first
         given += [t for t in (residual, out) if t is not None]
         if _triton.descriptor_why_not(*given) is not None:  # a view at an odd offset
-            config = space.pointer_configs(conv)[0]
+            config = space.pointer_configs(problem(x, weight, *geometry, pool=pool))[0]
     return _triton.conv2d(
-        x, weight, bias, residual, stride, padding, dilation, groups, relu,
-        config=config, precision="tf32" if tf32 else "ieee", out=out, pool=pool,
+        x, weight, bias, residual, *geometry, relu,
+        config=config, precision="tf32" if _tf32(x) else "ieee", out=out, pool=pool,
     )  # fmt: skip
 
 
@@ -332,14 +357,15 @@ def implementations(*, residual: bool, relu: bool) -> list[Impl]:
             x, weight, bias, None, *geometry, relu, **config
         )
 
-    def impl(name, fn, why_not, **options) -> Impl:
-        return Impl(name, arguments(_wrap(fn)), arguments(why_not), **options)
+    def impl(name, fn, why_not, configs=None) -> Impl:
+        configs = configs and arguments(configs)
+        return Impl(name, arguments(_wrap(fn)), arguments(why_not), configs=configs)
 
     return [
-        impl("cuda", _cuda, _cuda_why_not, tunable=True),
+        impl("cuda", _cuda, _cuda_why_not, _cuda_configs),
         impl("cudnn", _cudnn, _cudnn_why_not),
         impl("cpu", _cpu, _cpu_why_not),
         # After cpu: on CPU tensors it is Triton's interpreter.
-        impl("triton", triton_conv2d, triton_why_not, tunable=True),
+        impl("triton", triton_conv2d, triton_why_not, triton_configs_of),
         Impl("reference", arguments(_wrap(_reference)), _args.always),
     ]

@@ -29,17 +29,23 @@ MEMO_LIMIT = 4096  # decisions kept per op
 class Impl:
     """One implementation of an op.
 
-    ``fn`` takes the op's arguments (and ``config=`` when ``tunable``); ``why_not`` takes the same
-    arguments and returns None when ``fn`` can run them, otherwise the reason. ``default=False``
-    keeps an implementation that no hardware has verified out of the automatic choice: it runs only
-    when forced or named by the measured table.
+    ``fn`` takes the op's arguments; ``why_not`` takes the same arguments and returns None when
+    ``fn`` can run them, otherwise the reason. ``default=False`` keeps an implementation that no
+    hardware has verified out of the automatic choice: it runs only when forced or named by the
+    measured table; ``slow`` says so for some arguments, with the reason. ``configs`` gives for the same arguments every config (a plain dict) that ``fn``
+    then takes as ``config=``; None stands for its own choice.
     """
 
     name: str
     fn: Callable
     why_not: Callable[..., str | None]
     default: bool = True
-    tunable: bool = False
+    configs: Callable[..., list[dict]] | None = None
+    slow: Callable[..., str | None] | None = None
+
+    @property
+    def tunable(self) -> bool:
+        return self.configs is not None
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,12 @@ class Op:
         self.overload: torch._ops.OpOverload  # set by define()
         self._memo: dict[tuple, tuple[Impl, Decision]] = {}  # decisions already made; see run()
 
+    def key(self, args: Sequence) -> str:
+        """The measured table's key for ``args``."""
+        if self.tuning_key is not None:
+            return self.tuning_key(*args)
+        return tuning.op_key(self.name, self.argument_names, args)
+
     def choose(self, args: Sequence) -> tuple[Impl, Decision]:
         """The implementation for ``args`` (all positional, defaults filled in)."""
         rejected: dict[str, str] = {}
@@ -173,12 +185,16 @@ class Op:
                 raise RuntimeError(
                     f"{self.name}: backend {forced!r} was asked for, but {rejected[forced]}"
                 )
-        if self.tuning_key is not None:
-            entry = tuning.lookup(self.tuning_key(*args), args[0].device)
-            if entry is not None and usable(entry["impl"]):
-                near = entry.get("nearest")
-                source = f"measured table, nearest shape {near}" if near else "measured table"
-                return self._decide(entry["impl"], source, rejected, args, entry.get("config"))
+        entry = tuning.lookup(self.key(args), args[0].device)
+        if entry is not None and usable(entry["impl"]):
+            near = entry.get("nearest")
+            source = f"measured table, nearest shape {near}" if near else "measured table"
+            impl, config = self.impls[entry["impl"]], entry.get("config")
+            # Of another shape or version, and not a config here: the implementation picks its own.
+            if config is not None and not (impl.configs and config in impl.configs(*args)):
+                rejected[f"{impl.name} {config}"] = "not a config for these arguments"
+                config = None
+            return self._decide(impl.name, source, rejected, args, config)
         for impl in self.impls.values():
             if impl.name in rejected:
                 continue
@@ -186,6 +202,8 @@ class Op:
                 rejected[impl.name] = "not verified on this hardware yet; force it with use()"
             elif impl.name == "triton" and args[0].device.type != "cuda":
                 rejected["triton"] = "off the GPU it is Triton's interpreter: only when forced"
+            elif impl.slow is not None and (reason := impl.slow(*args)):
+                rejected[impl.name] = reason
             elif usable(impl.name):
                 return self._decide(impl.name, "rule", rejected, args)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
@@ -238,12 +256,13 @@ def define(
     autocast: "lower" casts floating inputs to the autocast dtype (matrix ops), "promote" to the
     widest among them, None leaves them (ops that compute in fp32 inside whatever they are given).
     flops: formula over shapes, as in :func:`torch.utils.flop_counter.register_flop_formula`.
-    tuning_key: arguments → key in the measured table.
+    tuning_key: arguments → key in the measured table, where :func:`tuning.op_key` won't do.
     """
     name = schema.split("(", 1)[0]
     op = Op(name, impls, tuning_key)
     LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     op.overload = getattr(torch.ops.cnnkernels, name).default
+    op.argument_names = tuple(a.name for a in op.overload._schema.arguments)
     op._defaults = tuple(
         a.default_value if a.has_default_value() else None for a in op.overload._schema.arguments
     )

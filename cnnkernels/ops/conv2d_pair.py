@@ -58,15 +58,24 @@ def _fused_why_not(x, weight, residual, next_weight, bias, next_bias):
     if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] < 9:
         return "the fused pair needs TMA (sm_90)"
     sizes = x.shape[1], weight.shape[0], next_weight.shape[0]
-    if max(sizes[0], sizes[2]) > FASTEST_CHANNELS:
-        return f"from {2 * FASTEST_CHANNELS} channels on, the two ops are faster"
     reason = _triton.pair_why_not(*sizes)
     if reason is None and not space.pair_configs(*sizes, x.element_size()):
         reason = f"channels {sizes} need more shared memory than a block has"
     return reason
 
 
-def _fused(x, weight, residual, next_weight, bias, next_bias):
+def _fused_slow(x, weight, residual, next_weight, bias, next_bias):
+    if max(x.shape[1], next_weight.shape[0]) > FASTEST_CHANNELS:
+        return f"from {2 * FASTEST_CHANNELS} channels on, the two ops are faster"
+    return None
+
+
+def _fused_configs(x, weight, residual, next_weight, bias, next_bias):
+    sizes = x.shape[1], weight.shape[0], next_weight.shape[0]
+    return space.pair_configs(*sizes, x.element_size())
+
+
+def _fused(x, weight, residual, next_weight, bias, next_bias, config=None):
     shape, next_shape = _check(x, weight, residual, next_weight, bias, next_bias)
     n, k1, h, w = shape
 
@@ -81,7 +90,7 @@ def _fused(x, weight, residual, next_weight, bias, next_bias):
         rows(x), weight.reshape(k1, c).contiguous(), bias, rows(residual),
         next_weight.reshape(k2, k1).contiguous(), next_bias,
         precision="tf32" if tf32 else "ieee",
-        config=space.pair_configs(c, k1, k2, x.element_size())[0],
+        config=config or space.pair_configs(c, k1, k2, x.element_size())[0],
     )  # fmt: skip
     return tuple(t.view(n, h, w, -1).permute(0, 3, 1, 2) for t in (y, z))
 
@@ -136,7 +145,7 @@ define(
     "conv2d_add_relu_conv2d_relu(Tensor input, Tensor weight, Tensor residual, Tensor next_weight,"
     " Tensor? bias=None, Tensor? next_bias=None) -> (Tensor, Tensor)",
     impls=[
-        Impl("triton", _fused, _fused_why_not),
+        Impl("triton", _fused, _fused_why_not, configs=_fused_configs, slow=_fused_slow),
         Impl("reference", _chain, _args.always),
     ],
     fake=_fake,

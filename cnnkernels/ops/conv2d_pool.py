@@ -100,6 +100,11 @@ def _triton(x, weight, bias, stride, padding, dilation, groups, *pool, config=No
     )
 
 
+def _triton_configs(x, weight, bias, stride, padding, dilation, groups, *pool) -> list[dict]:
+    geometry = stride, padding, dilation, groups
+    return _conv2d.triton_configs_of(x, weight, bias, None, *geometry, True, pool=True)
+
+
 def _fake(
     x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     pool_kernel_size=2, pool_stride=None, pool_padding=0, pool_dilation=1, ceil_mode=False,
@@ -145,7 +150,7 @@ define(
     " SymInt[2] pool_dilation=1, bool ceil_mode=False) -> Tensor",
     impls=[
         Impl("cuda", _cuda, _cuda_why_not),
-        Impl("triton", _triton, _triton_why_not, default=False, tunable=True),
+        Impl("triton", _triton, _triton_why_not, default=False, configs=_triton_configs),
         Impl("reference", _chain, _args.always),
     ],
     fake=_fake,

@@ -10,11 +10,12 @@ A table is one JSON file per device, the same format for the ones that ship with
 ``gpu`` is :func:`device_name`. Of an entry only ``impl`` (a backend's name) is required; ``config``
 is what that implementation takes as ``config=`` ("cuda": {"instance": name}).
 
-Keys: ``OP/DTYPE/LAYOUT/SHAPE``, made by :func:`conv_key`, e.g.
+Keys: ``OP/DTYPE/LAYOUT/SHAPE``. A convolution's are made by :func:`conv_key`, e.g.
 ``conv2d/bfloat16/nhwc/64x256x56x56-k64-r1s1-s1-p0-d1-g1-add-relu``: N x C x H x W of the input, k
 output channels, r s filter size, s stride, p padding, d dilation (``s2x1`` where height and width
 differ), g groups, then ``-add`` with a residual and ``-relu`` with a ReLU. DTYPE is ``tf32`` for
-float32 where TF32 is allowed on a GPU.
+float32 where TF32 is allowed on a GPU. Every other op's are made by :func:`op_key` from its
+arguments, e.g. ``max_pool2d/float32/nchw/64x64x112x112-kernel_size=3-stride=2-padding=1-dilation=1``.
 
 A forward pass only looks up: it never tunes, and a table that is damaged, of another device or of
 another schema is reported once and ignored.
@@ -26,7 +27,7 @@ import functools
 
 import torch
 
-from .keys import conv_key, nearest
+from .keys import conv_key, nearest, op_key
 from .tables import CONFIGS, SCHEMA, _table, device_name, save, user_table
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "device_name",
     "entries",
     "lookup",
+    "op_key",
     "save",
     "user_table",
 ]

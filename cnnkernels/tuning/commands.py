@@ -1,4 +1,4 @@
-"""``cnnkernels tune``: times every implementation of a network's convolutions, verifies the winners
+"""``cnnkernels tune``: times every implementation of the ops that a network runs, verifies the winners
 and records them in the user's table, from which later processes choose."""
 
 from __future__ import annotations
@@ -10,162 +10,178 @@ from typing import Annotated
 
 import torch
 import typer
+from torch import fx
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import tuning
-from ..ops import _conv2d
 from ..ops._op import OPS
-from ..testing import compare, oracles, timing
+from ..testing import compare, timing
 
 # Relative Frobenius error against fp64 above which a winner is not recorded.
 LIMITS = {"float64": 1e-12, "float32": 1e-5, "tf32": 1e-3, "float16": 1e-3, "bfloat16": 5e-3}
 FINALISTS = 3
-CHECKED_FLOPS = 4e9  # the oracle runs in fp64 on as many images as this pays for, at least one
-OP_NAMES = {
-    (False, False): "conv2d", (False, True): "conv2d_relu",
-    (True, False): "conv2d_add", (True, True): "conv2d_add_relu",
-}  # fmt: skip
+MARGIN = 1.02  # the rule's choice stays unless another is this much faster: less is noise
+CHECKED_FLOPS = 2e9  # the oracle runs in fp64 on as many images as this pays for, at least one
+
+
+class OutOfTime(Exception):
+    """The deadline passed before an op was done; nothing of it is recorded."""
+
+
+class DeviceLost(Exception):
+    """A kernel left the GPU's context unusable: nothing more can be timed in this process."""
 
 
 @dataclass
-class Layer:
-    """One convolution of a network, and what follows it that a fused op takes along."""
+class Call:
+    """One call of an op of ours: its arguments, all of them, with fake tensors for the real ones."""
 
-    x_shape: tuple[int, ...]
-    w_shape: tuple[int, ...]
-    geometry: tuple  # stride, padding, dilation, groups
-    residual: bool = False
-    relu: bool = False
+    op: str
+    args: tuple
 
-    @property
-    def op(self) -> str:
-        return OP_NAMES[self.residual, self.relu]
+    def key(self) -> str:
+        return OPS[self.op].key(self.args)
 
-    def tensors(self, device, dtype, memory_format, seed: int = 0) -> tuple:
-        """(x, weight, bias, residual or None) of about unit variance."""
-        generator = torch.Generator().manual_seed(seed)
-        shapes = [self.x_shape, self.w_shape, self.w_shape[:1]]
-        if self.residual:
-            x, weight = (torch.empty(shape, device="meta") for shape in shapes[:2])
-            shapes.append(tuple(_conv2d.output_shape(x, weight, *self.geometry[:3])))
+    def named(self, args: tuple) -> Iterator[tuple[str, object]]:
+        return zip(OPS[self.op].argument_names, args)
+
+    def tensors(self, device: torch.device, seed: int = 0) -> tuple:
+        """The arguments with tensors of about unit variance, weights scaled to keep it."""
+        generator = torch.Generator(device).manual_seed(seed)
         made = []
-        for shape in shapes:
-            t = torch.randn(shape, generator=generator).to(device, dtype)
-            made.append(t.contiguous(memory_format=memory_format) if t.dim() == 4 else t)
-        made[1] /= (self.w_shape[1] * self.w_shape[2] * self.w_shape[3]) ** 0.5
-        return *made, *[None] * (4 - len(made))
+        for name, a in self.named(self.args):
+            if isinstance(a, torch.Tensor):
+                values = torch.randn(a.shape, generator=generator, device=device)
+                if "weight" in name:
+                    values /= values[0].numel() ** 0.5
+                a = torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=device)
+                a.copy_(values)
+            made.append(a)
+        return tuple(made)
 
 
-class Capture(TorchDispatchMode):
-    """Records a network's convolutions while it runs (on the meta device: nothing is computed).
+def capture(model: torch.nn.Module, x: torch.Tensor, dtype: torch.dtype) -> list[Call]:
+    """The calls of our ops when ``model(x)`` runs in ``dtype``: as it is, and optimised.
 
-    A batch normalisation, ReLU or addition after a convolution counts as fused with it: that is the
-    form in which the optimised network runs it.
+    Nothing is computed: shapes go through the graph before and after the rewrites.
     """
+    from ..optimize import passes
+    from ..optimize.capture import capture as captured
 
-    def __init__(self):
-        super().__init__()
-        self.layers: list[Layer] = []
-        self._made: dict[int, tuple[torch.Tensor, Layer]] = {}  # by id of the output
+    before = captured(model, (x,), {}, dtype).net
+    after = before.copy()
+    passes.apply(after)
+    return [*_calls(before, x, dtype), *_calls(after, x, dtype)]
+
+
+class _Record(TorchDispatchMode):
+    """Keeps the calls of our ops that run inside."""
+
+    def __enter__(self):
+        self.calls: list[Call] = []
+        return super().__enter__()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = func.name().removesuffix(".default").split(".")[0]
-        if name == "aten::convolution" and not args[6] and len(args[1].shape) == 4:
-            x, weight, _, stride, padding, dilation, _, _, groups = args
-            self._add(x, weight, (stride, padding, dilation, groups), out)
-        elif name.startswith("cnnkernels::conv2d"):
-            x, weight, *rest = args
-            residual = "_add" in name
-            geometry = [*rest[1 + residual :][:4]]
-            geometry += [[1, 1], [0, 0], [1, 1], 1][len(geometry) :]
-            self._add(x, weight, geometry, out, residual, "relu" in name)
-        elif name in ("aten::native_batch_norm", "aten::_native_batch_norm_legit_no_training",
-                      "aten::cudnn_batch_norm", "aten::batch_norm"):  # fmt: skip
-            self._follow(args[:1], out[0] if isinstance(out, tuple) else out)
-        elif name in ("aten::relu", "aten::relu_", "cnnkernels::relu_max_pool2d"):
-            self._follow(args[:1], out, relu=True)
-        elif name in ("cnnkernels::add_relu", "cnnkernels::_add_relu_with_mask"):
-            self._follow(args[:2], out[0] if isinstance(out, tuple) else out, True, True)
-        return out
-
-    def _add(self, x, weight, geometry, out, residual=False, relu=False):
-        geometry = tuple(g if isinstance(g, int) else tuple(g) for g in geometry)
-        layer = Layer(tuple(x.shape), tuple(weight.shape), geometry, residual, relu)
-        self.layers.append(layer)
-        self._made[id(out)] = (out, layer)
-
-    def _follow(self, sources, out, residual=False, relu=False):
-        for source in sources:
-            _, layer = self._made.pop(id(source), (None, None))
-            if layer is not None and not layer.relu:
-                layer.residual |= residual
-                layer.relu |= relu
-                self._made[id(out)] = (out, layer)
-                return
+        if func.namespace == "cnnkernels" and func._opname in OPS:
+            self.calls.append(
+                Call(func._opname, (*args, *OPS[func._opname]._defaults[len(args) :]))
+            )
+        return func(*args, **(kwargs or {}))
 
 
-def capture(model: torch.nn.Module, x: torch.Tensor) -> list[Layer]:
-    """The convolutions of ``model(x)``, in order; both may be on the meta device."""
-    with torch.no_grad(), Capture() as captured:
-        model(x)
-    return captured.layers
+def _calls(net, x: torch.Tensor, dtype: torch.dtype) -> Iterator[Call]:
+    """The graph's calls, each after those that its reference makes: a chain's parts come first."""
+
+    def fake(t: torch.Tensor) -> torch.Tensor:
+        t = mode.from_tensor(t)
+        return t.contiguous(memory_format=layout) if t.dim() == 4 else t
+
+    def with_parts(call: Call) -> Iterator[Call]:
+        with _Record() as inner:
+            OPS[call.op].impls["reference"].fn(*call.args)
+        for part in inner.calls:
+            yield from with_parts(part)
+        yield call
+
+    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    env: dict = {}
+    with FakeTensorMode() as mode, torch.no_grad(), _Record() as record:
+        for node in net.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = fake(x).to(dtype)
+            elif node.op == "get_attr":
+                env[node] = fake(net.tensors[node.target])
+            elif node.op == "call_function":
+                args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+                env[node] = node.target(*args, **kwargs)
+    with mode, torch.no_grad():
+        for call in record.calls:
+            yield from with_parts(call)
 
 
-def candidates(layer: Layer, args: tuple) -> Iterator[tuple[str, dict | None, Callable]]:
-    """(implementation, config, function) of everything that can run this layer here."""
-    x, weight, bias, residual = args
-    op_args = (x, weight, *([residual] if layer.residual else []), bias, *layer.geometry)
-    for impl in OPS[layer.op].impls.values():
-        if impl.name == "triton" and x.device.type != "cuda":
+def candidates(call: Call, args: tuple) -> Iterator[tuple[str, dict | None, Callable]]:
+    """(implementation, config, function) of everything that can run this call here."""
+    for impl in OPS[call.op].impls.values():
+        if impl.name == "triton" and args[0].device.type != "cuda":
             continue  # off the GPU it is an interpreter
-        if impl.why_not(*op_args) is not None:
+        if impl.why_not(*args) is not None:
             continue
-        configs: list[dict | None] = [None]
-        if impl.name == "triton":
-            conv = _conv2d.problem(x, weight, *layer.geometry, layer.residual)
-            configs = _conv2d.triton_configs(conv, x.device, torch.backends.cudnn.allow_tf32)
-        for config in configs:
+        for config in (impl.configs(*args) if impl.configs else None) or [None]:
             options = {} if config is None else {"config": config}
             yield (
                 impl.name, config,
-                lambda fn=impl.fn, options=options: fn(*op_args, **options),
+                lambda fn=impl.fn, options=options: fn(*args, **options),
             )  # fmt: skip
 
 
-def error_of(layer: Layer, args: tuple, out: torch.Tensor) -> float:
-    """Relative error against fp64 on the first and last images; inf for NaN."""
-    if not bool(torch.isfinite(out).all()):
+def error_of(call: Call, args: tuple, out) -> float:
+    """Relative error against the reference in fp64, on the first and last images; inf for NaN."""
+    outs = out if isinstance(out, (tuple, list)) else (out,)
+    if not all(bool(torch.isfinite(t).all()) for t in outs):
         return float("inf")
-    x, weight, bias, residual = args
-    per_image = 2 * out[0].numel() * weight[0].numel()
-    some = max(min(int(CHECKED_FLOPS / per_image) // 2, out.shape[0] // 2), 1)
+    filters = [a[0].numel() for n, a in call.named(args) if "weight" in n and a is not None]
+    per_image = 2 * max(t[:1].numel() for t in outs) * sum(filters, 16)
+    some = max(min(int(CHECKED_FLOPS / per_image) // 2, outs[0].shape[0] // 2), 1)
     worst = 0.0
     for part in (slice(0, some), slice(-some, None)):
-        exact = oracles.conv2d(x[part], weight, bias, *layer.geometry)
-        if residual is not None:
-            exact += residual[part].double()
-        worst = max(
-            worst, compare.relative_error(out[part], oracles.relu(exact) if layer.relu else exact)
+        exact = (
+            OPS[call.op].impls["reference"].fn(*(_wide(n, a, part) for n, a in call.named(args)))
         )
+        for ours, right in zip(outs, exact if isinstance(exact, (tuple, list)) else (exact,)):
+            worst = max(worst, compare.relative_error(ours[part], right))
     return worst
 
 
-def tune_layer(layer: Layer, device, dtype, memory_format, limit: float, seconds: float) -> dict:
+def _wide(name: str, a, part: slice):
+    """An argument in fp64; of tensors with a batch only these images."""
+    if not isinstance(a, torch.Tensor):
+        return a
+    return (a if "weight" in name or "bias" in name else a[part]).double()
+
+
+def tune_call(call: Call, device: torch.device, seconds: float, deadline: float) -> dict:
     """The table's entry: the fastest implementation whose output is right.
 
-    Raises RuntimeError when none is.
+    Raises RuntimeError when none is, OutOfTime when time.monotonic() passes ``deadline`` before all
+    ran once, DeviceLost.
     """
-    args = layer.tensors(device, dtype, memory_format)
+    args = call.tensors(device)
+    limit = LIMITS[call.key().split("/")[1]]
     runs, broken = {}, []
-    for name, config, fn in candidates(layer, args):
+    for name, config, fn in candidates(call, args):
+        if runs and time.monotonic() > deadline:  # what was compiled stays in Triton's cache
+            raise OutOfTime
         try:
             fn()
             timing.synchronize(device)
             runs[name, len(runs)] = (config, fn)
         except Exception as error:  # a compiler's or driver's: the others still count
             broken.append(f"{name} {config}: {type(error).__name__}: {str(error)[:200]}")
+            _check_device(device, broken[-1])
     fns = {key: fn for key, (_, fn) in runs.items()}
+    seconds = seconds if len(fns) > 1 else 0.0  # nothing to choose
     rough = timing.interleaved(
         fns, device, min_rounds=3, max_rounds=5, max_seconds=seconds / 2, warmup_seconds=0.01
     )
@@ -177,9 +193,10 @@ def tune_layer(layer: Layer, device, dtype, memory_format, limit: float, seconds
         {key: fns[key] for key in final}, device, max_seconds=seconds / 2, warmup_seconds=0.01
     )
     us = {key: exact[key].median * 1e6 for key in final}
-    for key in sorted(us, key=us.get):
+    rule = _rule(call, args, best_of_each)
+    for key in sorted(us, key=lambda key: us[key] * (1 if key[0] == rule else MARGIN)):
         config, fn = runs[key]
-        error = error_of(layer, args, fn())
+        error = error_of(call, args, fn())
         if error <= limit:
             entry = {
                 "impl": key[0], "us": round(us[key], 2), "error": float(f"{error:.2e}"),
@@ -190,14 +207,34 @@ def tune_layer(layer: Layer, device, dtype, memory_format, limit: float, seconds
     raise RuntimeError("no implementation gave a right result: " + "; ".join(broken))
 
 
-def _layers_of(names: list[str], batch: int, variant: str | None) -> list[Layer]:
+def _rule(call: Call, args: tuple, names) -> str | None:
+    """The implementation that runs without a table."""
+    for impl in OPS[call.op].impls.values():
+        if impl.name in names and impl.default and not (impl.slow and impl.slow(*args)):
+            return impl.name
+    return None
+
+
+def _check_device(device: torch.device, what: str) -> None:
+    try:
+        timing.synchronize(device)
+    except Exception as error:
+        raise DeviceLost(f"{what}; since then the GPU answers {error}") from error
+
+
+def _calls_of(names, batch, variant, dtype, memory_format, device) -> dict[str, Call]:
+    """The networks' calls by key."""
     from .. import models
 
-    layers = []
+    found = {}
     for name in names:
-        model = models.create(name, variant, device="meta").eval()
-        layers += capture(model, torch.empty(batch, *model.input_size, device="meta"))
-    return layers
+        model = models.create(name, variant, device=device).eval()
+        x = torch.empty(batch, *model.input_size, device=device, memory_format=memory_format)
+        for call in capture(model, x, dtype):
+            tensors = [a for a in call.args if isinstance(a, torch.Tensor)]
+            if all(t.is_floating_point() for t in tensors):
+                found[call.key()] = call
+    return found
 
 
 def tune(
@@ -210,12 +247,14 @@ def tune(
     device: Annotated[str, typer.Option(help="cuda or cpu; default the GPU if any.")] = "",
     variant: Annotated[str | None, typer.Option(help="paper or torchvision.")] = None,
     minutes: Annotated[float, typer.Option(min=0, help="Stop after so long; go on later.")] = 10.0,
-    again: Annotated[bool, typer.Option("--again", help="Measure known layers again.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure known shapes again.")] = False,
 ) -> None:
-    """Time every implementation of the networks' convolutions here, and remember the fastest.
+    """Time every implementation of the networks' ops here, and remember the fastest.
 
-    Writes the user's table after every layer: stop and start it at will. Layers already in a table
-    are skipped. Later processes read the table; nothing is ever tuned in a forward pass.
+    The ops are those that the networks run, as they are and optimised: convolutions, pools, LRN,
+    additions. Writes the user's table after every op: stop or kill it at will, and start it again.
+    What is in a table already is skipped. Later processes read the table; nothing is ever tuned in a
+    forward pass.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -227,40 +266,34 @@ def tune(
     if layout not in ("nhwc", "nchw"):
         raise ValueError(f"--layout is {layout!r}; allowed are nhwc, nchw")
     memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-    torch_dtype = getattr(torch, dtype)
-    pending: dict[str, Layer] = {}
-    known = tuning.entries(where)
-    for layer in _layers_of(model, batch, variant):
-        key = tuning.conv_key(
-            torch_dtype, where.type, layout == "nhwc", layer.x_shape, layer.w_shape,
-            *layer.geometry, layer.residual, layer.relu,
-        )  # fmt: skip
-        if again or key not in known:
-            pending[key] = layer
+    calls = _calls_of(model, batch, variant, getattr(torch, dtype), memory_format, where)
+    known = {} if again else tuning.entries(where)
+    pending = {key: call for key, call in calls.items() if key not in known}
     console = Console()
-    console.print(f"{len(pending)} convolutions to time on {tuning.device_name(where)}")
+    console.print(f"{len(pending)} of {len(calls)} op calls to time on {tuning.device_name(where)}")
     deadline = time.monotonic() + 60 * minutes
     path, failed, done = tuning.user_table(where), 0, 0
     with Progress(console=console) as progress:
         task = progress.add_task("tuning", total=len(pending))
-        for key, layer in pending.items():
+        for key, call in pending.items():
             if time.monotonic() > deadline:
                 break
-            limit = LIMITS[key.split("/")[1]]
             try:
-                entry = tune_layer(layer, where, torch_dtype, memory_format, limit, seconds=1.0)
+                entry = tune_call(call, where, seconds=1.0, deadline=deadline)
+            except OutOfTime:
+                break
             except RuntimeError as error:
                 failed += 1
                 progress.console.print(f"{key}: {error}")
             else:
                 path = tuning.save({key: entry}, where)
+                tuning.forget()  # what follows may have this op as a part
                 rivals = ", ".join(f"{name} {us:g}" for name, us in entry["rivals"].items())
                 progress.console.print(
                     f"{key}: {entry['impl']} {entry['us']:g} µs" + f" ({rivals})" * bool(rivals)
                 )
             done += 1
             progress.advance(task)
-    tuning.forget()
     left = len(pending) - done
     console.print(
         f"{done - failed} recorded in {path}" + f"; {left} left: run it again" * bool(left)

@@ -11,7 +11,8 @@ import torch
 # N, C, H, W and K may differ from the measured shape by this factor in all (a sum of log2's).
 FARTHEST = 2.0
 
-_SHAPE = re.compile(r"(.*/)(\d+)x(\d+)x(\d+)x(\d+)-k(\d+)(-.*)")
+# (op, dtype and layout), N, C, H, W, output channels of a convolution, all the rest
+_SHAPE = re.compile(r"([^/]*/[^/]*/[^/]*/)(\d+)x(\d+)x(\d+)x(\d+)(?:-k(\d+))?((?:-.*)?)")
 
 
 def _pair(value: Sequence[int]) -> str:
@@ -45,21 +46,44 @@ def conv_key(
     )
 
 
+def op_key(op: str, names: Sequence[str], args: Sequence) -> str:
+    """The key of any other op: its input's dtype, layout and sizes, then every further argument that
+    is not None or False; ``names`` are the arguments'."""
+    x = args[0]
+    nhwc = x.dim() == 4 and not x.is_contiguous()
+    nhwc = nhwc and x.is_contiguous(memory_format=torch.channels_last)
+    dtype = str(x.dtype).removeprefix("torch.")
+    if op.startswith("conv2d") and x.dtype == torch.float32 and x.device.type == "cuda":
+        dtype = "tf32" if torch.backends.cudnn.allow_tf32 else dtype
+    parts = [f"{op}/{dtype}/{'nhwc' if nhwc else 'nchw'}/{'x'.join(map(str, x.shape))}"]
+    for name, a in zip(names[1:], args[1:]):
+        if isinstance(a, torch.Tensor):
+            a = "x".join(map(str, a.shape))
+        elif isinstance(a, (list, tuple)):
+            a = _pair(a) if len(a) == 2 else "x".join(map(str, a))
+        if a is not None and a is not False:
+            parts.append(name if a is True else f"{name}={a}")
+    return "-".join(parts)
+
+
 def nearest(key: str, table: Iterable[str]) -> str | None:
-    """The key of ``table`` that differs from ``key`` only in N, C, H, W, K, and least in them."""
+    """The key of ``table`` that differs from ``key`` only in N, C, H, W and a convolution's K, and
+    least in them."""
     match = _SHAPE.fullmatch(key)
     if match is None:
         return None
     prefix, *sizes, rest = match.groups()
+    wanted = [math.log2(int(size or 1) or 1) for size in sizes]
     best, least = None, FARTHEST
     for other in table:
-        candidate = _SHAPE.fullmatch(other) if other.startswith(prefix) else None
-        if candidate is None or candidate.group(7) != rest:
+        if not (other.startswith(prefix) and other.endswith(rest)):
             continue
-        distance = sum(
-            abs(math.log2(max(int(a), 1) / max(int(b), 1)))
-            for a, b in zip(sizes, candidate.groups()[1:6])
-        )
+        candidate = _SHAPE.fullmatch(other)
+        if candidate is None or candidate[7] != rest:
+            continue
+        distance = 0.0
+        for a, b in zip(wanted, candidate.groups()[1:6]):
+            distance += abs(a - math.log2(int(b or 1) or 1))
         if distance <= least:
             best, least = other, distance
     return best

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gc
 import json
 import os
 import platform
@@ -45,9 +46,23 @@ def user_table(device: torch.device) -> Path:
     return _lib.user_cache() / "tuning" / f"{device_name(device)}.json"
 
 
+@contextlib.contextmanager
+def _no_collection():
+    """Thousands of new objects would start a garbage collection, which walks all that torch made:
+    four times as long as reading the table."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _read(path: Path) -> dict[str, dict]:
     """The file's entries; FileNotFoundError, OSError or ValueError when it can't be used."""
-    content = json.loads(path.read_text())
+    with _no_collection():
+        content = json.loads(path.read_text())
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"schema {found!r}, this version reads {SCHEMA}")
@@ -94,16 +109,13 @@ def save(new: dict[str, dict], device: torch.device, path: Path | None = None) -
             warnings.warn(f"cnnkernels: {path} moved to {bad}: {error}", stacklevel=2)
             path.replace(bad)
             entries = {}
-        content = {
-            "schema": SCHEMA,
-            "gpu": path.stem,
-            "torch": torch.__version__,
-            "entries": dict(sorted({**entries, **new}.items())),
-        }
+        head = {"schema": SCHEMA, "gpu": path.stem, "torch": torch.__version__}
+        lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted({**entries, **new}.items())]
+        content = json.dumps(head)[:-1] + ',\n"entries": {\n' + ",\n".join(lines) + "\n}}\n"
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
         try:
             with os.fdopen(handle, "w") as file:
-                json.dump(content, file, indent=1)
+                file.write(content)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
