@@ -139,6 +139,31 @@ def losses(rows: list[dict]) -> list[str]:
     return lines
 
 
+def automatic_choice(rows: list[dict]) -> list[str]:
+    """How the automatic choice compares with the best single backend of each case, PyTorch's own
+    ops and cuDNN called directly included."""
+    times: dict[tuple, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if row["status"] == "ok" and (row["ours"] or row["impl"] in ("eager", "cudnn fused")):
+            times[row["suite"], row["case"]][row["impl"]] = row["cold"]["median_us"]
+    ratios = {}
+    for (_, case), found in times.items():
+        auto = found.pop("cnnkernels", None)
+        found.pop("cnnkernels optimized", None)
+        if auto and any(name.startswith("cnnkernels ") for name in found):
+            best = min(found, key=found.get)
+            ratios[case] = (auto / found[best], best)
+    if not ratios:
+        return []
+    worst = max(ratios, key=lambda case: ratios[case][0])
+    over = sum(value > 1.03 for value, _ in ratios.values())
+    mean = geometric_mean(value for value, _ in ratios.values())
+    return [
+        f"auto against the best backend: time {mean:.3f}× (geometric mean of {len(ratios)}), worst"
+        f" {ratios[worst][0]:.3f}× of {ratios[worst][1]} ({worst}); {over} beyond 1.03×"
+    ]
+
+
 def machine_line(content: dict) -> str:
     """Machine, versions and ceilings of a benchmark in one line, above every table."""
     gpu, machine, peaks = content["gpu"], content["machine"], content["peaks"]
@@ -162,6 +187,8 @@ def print_verdicts(rows: list[dict]) -> None:
     """Geometric means, the rows where a rival is faster, and those without a speed."""
     if any(row["ours"] and row.get("ratios") for row in rows):
         console.print(summary(rows))
+    for line in automatic_choice(rows):
+        console.print(line, style="bold", highlight=False)
     slower = losses(rows)
     if slower:
         console.print(f"{len(slower)} slower than the best rival:", style="bold")

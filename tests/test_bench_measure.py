@@ -204,6 +204,23 @@ def test_no_speed_is_printed_for_a_refused_row(capsys):
     assert "×" not in line and "GB/s" not in line
 
 
+def test_the_automatic_choice_is_compared_with_the_best_backend():
+    def row(case, impl, us, status="ok"):
+        return {"suite": "conv", "case": case, "impl": impl, "ours": impl.startswith("cnnkernels"),
+                "status": status, "cold": {"median_us": us}}  # fmt: skip
+
+    rows = [
+        row("a", "cnnkernels", 10.0), row("a", "cnnkernels triton", 9.0), row("a", "eager", 8.0),
+        row("a", "compile default", 1.0), row("a", "cnnkernels cuda", 2.0, status="wrong"),
+        row("b", "cnnkernels", 4.0), row("b", "cnnkernels cuda", 5.0), row("b", "cudnn fused", 4.0),
+        row("c", "cnnkernels", 4.0), row("c", "eager", 1.0),  # no backend to choose
+    ]  # fmt: skip
+    (line,) = show.automatic_choice(rows)
+    assert "geometric mean of 2" in line and "time 1.118×" in line
+    assert "worst 1.250× of eager (a); 1 beyond 1.03×" in line
+    assert show.automatic_choice(rows[-2:]) == []
+
+
 def test_peaks_of_this_machine_are_sane():
     case = add_relu_case(correct)
     case.flops = 1

@@ -4,6 +4,7 @@ oracles: values, layouts, NaN, and outputs written into a slice of a larger tens
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,8 @@ import cnnkernels
 from cnnkernels.testing import compare, oracles
 
 pytest.importorskip("triton")
+
+from triton_build import layers
 
 from cnnkernels._triton.conv2d import conv2d, descriptor_why_not
 from cnnkernels._triton.global_avg_pool2d import global_avg_pool2d
@@ -242,6 +245,40 @@ def test_conv_with_max_pool(case, device):
                 assert compare.relative_error(out, right) <= 1e-3
             else:
                 compare.assert_close(out, right, torch_out=rival)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(
+    not os.environ.get("CNNKERNELS_SLOW"), reason="minutes; CNNKERNELS_SLOW=1 runs it"
+)
+@pytest.mark.parametrize("extra", [{}, {"residual": True}, {"pool": True}], ids=str)
+@pytest.mark.parametrize("conv", layers(), ids=lambda c: f"{c.h}x{c.c}-{c.k}-{c.r}-{c.stride[0]}")
+def test_every_config_is_right_on_a_real_layer(conv, extra):
+    """What `tune` may choose from, on the layers whose kernels test_triton_compile.py compiles."""
+    conv = replace(conv, **extra)
+    layout = {"dtype": torch.bfloat16, "device": "cuda", "layout": torch.channels_last}
+    x = tensor(conv.n, conv.c, conv.h, conv.w, **layout)
+    weight = tensor(conv.k, conv.c, conv.r, conv.s, **layout) / (conv.c * conv.r * conv.s) ** 0.5
+    bias = torch.randn(conv.k).to("cuda", torch.bfloat16)
+    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        exact = F.conv2d(x.float(), weight.float(), bias.float(), *geometry)
+    residual = tensor(*exact.shape, **layout) if conv.residual else None
+    exact = (exact if residual is None else exact + residual.float()).relu()
+    exact = F.max_pool2d(exact, 2) if conv.pool else exact
+    gpu = torch.cuda.get_device_properties(0)
+    wrong = []
+    for config in space.conv_configs(conv, 10 * gpu.major + gpu.minor, gpu.multi_processor_count):
+        with channel_slice(exact.shape, 8, x.dtype, "cuda", torch.channels_last) as out:
+            conv2d(
+                x, weight, bias, residual, *geometry, True,
+                config=config, precision="ieee", out=out, pool=conv.pool,
+            )  # fmt: skip
+        error = compare.relative_error(out, exact)
+        wrong += [] if error <= 5e-3 else [(error, config)]
+    assert not wrong
 
 
 @pytest.mark.parametrize("start", [8, 3])

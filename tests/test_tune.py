@@ -140,6 +140,15 @@ def test_the_rules_choice_stays_unless_clearly_beaten(cache, monkeypatch):
         commands.tune_call(call, CPU, 0.05, deadline=0.0)
 
 
+def test_a_lost_gpu_ends_the_run(monkeypatch):
+    def synchronize(device):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(commands.timing, "synchronize", synchronize)
+    with pytest.raises(commands.DeviceLost, match=r"cpu None: .* illegal memory access"):
+        commands.tune_call(CALLS["convolution"], CPU, 0.05, deadline=float("inf"))
+
+
 def test_capture_sees_what_the_network_runs_plain_and_optimised():
     from cnnkernels import models
 
