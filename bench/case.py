@@ -56,6 +56,7 @@ class Candidate:
     ours: bool = False
     backend: str = ""  # of ours: "auto", or the one that is forced
     explain: Callable[..., str] | None = None  # inputs → the implementation that "auto" chooses
+    slow: bool = False  # its first call compiles: left out where the time limit does not allow it
 
     @classmethod
     def of(cls, fn: Callable, **kwargs) -> Candidate:
@@ -78,6 +79,7 @@ class Case:
         read_bytes, write_bytes: what has to move at least, each input and output once.
         slack: errors of many layers add up: so many times the baseline's error is right too (0: no).
         whole: the result mixes images (a training step): checked at once, by its norm alone.
+        absent: rivals that this machine lacks → why.
         exact: the result must equal the reference bit for bit (max-pool).
     """
 
@@ -101,6 +103,7 @@ class Case:
     whole: bool = False
     hide_host: bool = True
     fast_algorithms: bool = False  # Winograd or FFT may do fewer operations than counted
+    absent: dict[str, str] = field(default_factory=dict)
     extra: dict = field(default_factory=dict)  # more columns of the row, as they are
 
     @property

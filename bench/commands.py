@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
+
+from . import file_commands
+from .options import (
+    Batch,
+    BudgetSeconds,
+    Compile,
+    Device,
+    Dtype,
+    Energy,
+    Layout,
+    Names,
+    OneLayout,
+    Only,
+    Out,
+    Photographs,
+    Quick,
+    Seconds,
+    Seed,
+    Warm,
+    budget_of,
+    device_of,
+    dtypes_of,
+    json_in,
+    list_of,
+    modes_of,
+    settings_of,
+    sizes_of,
+)
 
 DEFAULT = "run"
 
@@ -30,366 +57,170 @@ bench = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds and smaller batches.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Folder for the JSON and the report; nothing is written without it."),
-]
-Only = Annotated[str, typer.Option(help="Only cases whose name contains this.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the random inputs; fresh ones by default.")]
-Seconds = Annotated[
-    float | None, typer.Option(help="Time limit of a candidate in a case, in seconds.")
-]
-
-
-class Layout(str, Enum):
-    """How the command line names memory layouts."""
-
-    NCHW = "NCHW"
-    NHWC = "NHWC"
-
 
 def register(app: typer.Typer) -> None:
     """Add ``bench`` to the command line."""
     app.add_typer(bench, name="bench")
 
 
-def _device(name: str):
-    import torch
+def _run(jobs, suite: str, device, settings, out: Path | None, seconds, only: str = ""):
+    from .run import finish, run_jobs
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"--device is {name!r}; allowed are auto, cpu and cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device is {name!r}, but torch sees no NVIDIA GPU")
-    device = torch.device(name)
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
-def _settings(quick: bool, seed: int | None, seconds: float | None, warm: bool = True):
-    from .measure import Settings
-
-    kwargs = {"seed": seed, "warm": warm and not quick}
-    if seconds is not None:
-        if not seconds > 0:
-            raise ValueError(f"--seconds is {seconds}; it must be positive")
-        kwargs["max_seconds"] = seconds
-    return Settings.quick(**kwargs) if quick else Settings(**kwargs)
-
-
-def _list(text: str, option: str, allowed) -> list[str]:
-    """A comma-separated option; ValueError naming what is not allowed."""
-    values = [value for value in text.split(",") if value]
-    for value in values:
-        if value not in allowed:
-            raise ValueError(f"{option} has {value!r}; allowed are {', '.join(map(str, allowed))}")
-    return values
-
-
-def _sizes(text: str, option: str) -> list[int]:
-    """Positive integers separated by commas."""
-    values = [value for value in text.split(",") if value]
-    if not all(value.isdigit() and int(value) > 0 for value in values):
-        raise ValueError(f"{option} is {text!r}; it must be positive integers separated by commas")
-    return [int(value) for value in values]
-
-
-def _json(out: Path | None, name: str) -> Path | None:
-    return None if out is None else out / f"{name}.json"
+    if not jobs:
+        raise ValueError(f"no case of {suite!r} contains {only!r}")
+    record = run_jobs(jobs, suite, device, settings, json_in(out, suite), seconds)
+    finish(record)
+    return record
 
 
 @bench.command("ops")
 def ops(
-    dtype: Annotated[str, typer.Option(help="Comma-separated: fp32,fp16,bf16.")] = "",
+    dtype: Dtype = "",
     layout: Annotated[str, typer.Option(help="Comma-separated: NHWC,NCHW.")] = "NHWC,NCHW",
     phase: Annotated[
         str, typer.Option(help="Comma-separated: infer,train,backward.")
     ] = "infer,train,backward",
+    maps: Annotated[
+        str, typer.Option(help="Comma-separated: alex_c1,res_c1; the first alone with --quick.")
+    ] = "",
     batch: Annotated[int, typer.Option(help="Images; 0 for 256 on a GPU, 8 on a CPU.")] = 0,
-    compile: Annotated[bool, typer.Option(help="Also torch.compile.")] = False,
+    compile: Compile = None,
+    warm: Warm = True,
     only: Only = "",
     device: Device = "auto",
     quick: Quick = False,
     seconds: Seconds = None,
+    budget: BudgetSeconds = None,
     seed: Seed = None,
     out: Out = None,
 ) -> None:
-    """The memory-bound ops: µs, GB/s, share of a copy, ratios to PyTorch."""
+    """The memory-bound ops: µs, GB/s, share of a copy, ratios to PyTorch and torch.compile."""
     from . import ops as suite
     from .case import LAYOUTS
-    from .run import run_cases
 
-    where = _device(device)
-    dtypes = _list(dtype, "--dtype", ("fp32", "fp16", "bf16"))
-    if not dtypes:
-        dtypes = ["fp32"] if where.type == "cpu" else ["bf16", "fp32"]
-    made = suite.cases(
+    where = device_of(device)
+    modes = modes_of(compile, ("default",) if where.type == "cuda" and not quick else ())
+    if set(modes) - {"default"}:
+        raise ValueError(f"--compile is {compile!r}; ops have no other mode than default")
+    jobs = suite.cases(
         where,
-        dtypes=dtypes,
-        layouts=_list(layout, "--layout", LAYOUTS),
-        phases=_list(phase, "--phase", suite.PHASES),
-        maps=("alex_c1",) if quick else tuple(suite.MAPS),
+        dtypes=dtypes_of(dtype, where, ("fp32", "fp16", "bf16")),
+        layouts=list_of(layout, "--layout", LAYOUTS),
+        phases=list_of(phase, "--phase", suite.PHASES),
+        maps=list_of(maps, "--maps", suite.MAPS) or list(suite.MAPS)[: 1 if quick else None],
         only=only,
         batch=batch or (2 if quick and where.type == "cpu" else None),
-        compile=compile,
+        compile=bool(modes),
     )
-    run_cases(made, "ops", where, _settings(quick, seed, seconds), _json(out, "ops"), only)
+    limit = budget_of(budget, "ops", where, quick)
+    _run(jobs, "ops", where, settings_of(quick, seed, seconds, warm), out, limit, only)
 
 
 @bench.command("conv")
 def conv(
-    batch: Annotated[
-        str, typer.Option(help="Comma-separated; default 64,256 on a GPU and 1,4 on a CPU.")
-    ] = "",
-    dtype: Annotated[str, typer.Option(help="Comma-separated: bf16,fp16,tf32,fp32.")] = "",
-    layout: Annotated[Layout, typer.Option(help="Of all tensors.")] = Layout.NHWC,
+    batch: Batch = "",
+    dtype: Dtype = "",
+    layout: OneLayout = Layout.NHWC,
     residual: Annotated[bool, typer.Option(help="Also conv + residual + ReLU.")] = True,
-    compile: Annotated[
-        str, typer.Option(help="Also torch.compile in this mode: default or max-autotune (slow).")
-    ] = "",
+    own: Annotated[
+        bool,
+        typer.Option("--own", help="Also the fastest of our own kernels, all instances timed."),
+    ] = False,
+    engines: Annotated[bool, typer.Option(help="cuDNN's graph API and TensorRT.")] = True,
+    compile: Compile = None,
+    warm: Warm = True,
     only: Only = "",
     device: Device = "auto",
     quick: Quick = False,
     seconds: Seconds = None,
+    budget: BudgetSeconds = None,
     seed: Seed = None,
     out: Out = None,
 ) -> None:
     """Convolution + bias (+ residual) + ReLU on the classic networks' 44 layers."""
     from . import conv as suite
-    from .case import DTYPES
-    from .run import run_cases
 
-    where = _device(device)
-    modes = ("default", "max-autotune", "max-autotune-no-cudagraphs")
-    if compile and compile not in modes:
-        raise ValueError(f"--compile is {compile!r}; allowed are {', '.join(modes)}")
-    made = suite.cases(
+    where = device_of(device)
+    jobs = suite.cases(
         where,
-        batches=_sizes(batch, "--batch") or ((1,) if quick and where.type == "cpu" else ()),
-        dtypes=_list(dtype, "--dtype", DTYPES) or (["fp32"] if where.type == "cpu" else ["bf16"]),
+        batches=sizes_of(batch, "--batch") or ((1,) if quick and where.type == "cpu" else ()),
+        dtypes=dtypes_of(dtype, where),
         layout=layout.value,
         only=only,
         residual=residual,
-        compile_mode=compile or None,
+        rivals=suite.Rivals(modes_of(compile), own, engines),
     )
-    run_cases(made, "conv", where, _settings(quick, seed, seconds), _json(out, "conv"), only)
+    limit = budget_of(budget, "conv", where, quick)
+    _run(jobs, "conv", where, settings_of(quick, seed, seconds, warm), out, limit, only)
 
 
-@bench.command(DEFAULT)
-def run(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[MODEL...]", help="Networks, as name or name:variant."),
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Comma-separated; by default by size.")] = "",
-    dtype: Annotated[str, typer.Option(help="Comma-separated: bf16,fp16,tf32,fp32.")] = "",
-    layout: Annotated[Layout, typer.Option(help="Of the images.")] = Layout.NHWC,
-    photographs: Annotated[
-        bool, typer.Option("--photographs", help="Real images instead of random numbers.")
-    ] = False,
-    layers: Annotated[bool, typer.Option(help="Also layer by layer.")] = True,
-    energy: Annotated[bool, typer.Option(help="Joules per image, at least 1 s each.")] = True,
-    compile: Annotated[bool, typer.Option(help="Also torch.compile.")] = False,
-    device: Device = "auto",
-    quick: Quick = False,
-    seconds: Seconds = None,
-    seed: Seed = None,
-    out: Out = None,
-) -> None:
-    """Networks: time, operations, rates, memory and energy per layer and in total."""
-    from .case import DTYPES
-    from .suite import FAMILIES, Plan, finish, run_networks
+def _networks(name: str, help: str, *, layers: bool = False, energy: bool = False, **fixed) -> None:
+    """Add a command that measures networks. They differ in what they measure by default, and in the
+    fixed fields of their plan."""
 
-    where = _device(device)
-    plan = Plan(
-        dtypes=_list(dtype, "--dtype", DTYPES) or ["fp32" if where.type == "cpu" else "bf16"],
-        layout=layout.value,
-        batches=_sizes(batch, "--batch"),
-        photographs=photographs,
-        layers=layers,
-        energy=energy,
-        memory=True,
-        compile_modes=("default",) if compile else (),
-        quick=quick,
-    )
-    settings = _settings(quick, seed, seconds, warm=False)
-    record = run_networks(
-        names or FAMILIES, plan, where, settings, _json(out, "bench"), print_layers=bool(names)
-    )
-    if out is not None:
-        from .report import write
-        from .show import console
+    @bench.command(name, help=help)
+    def command(
+        names: Names = None,
+        batch: Batch = "",
+        dtype: Dtype = "",
+        layout: OneLayout = Layout.NHWC,
+        photographs: Photographs = False,
+        layers: Annotated[bool, typer.Option(help="Also layer by layer.")] = layers,
+        energy: Energy = energy,
+        compile: Compile = None,
+        device: Device = "auto",
+        quick: Quick = False,
+        seconds: Seconds = None,
+        budget: BudgetSeconds = None,
+        seed: Seed = None,
+        out: Out = None,
+    ) -> None:
+        from .run import finish
+        from .suite import Plan, run_networks, sets_of
 
-        console.print(f"report: {write(record.content, out)}", markup=False)
-    finish(record)
+        where = device_of(device)
+        every, batches, modes = sets_of(name, where, quick)
+        plan = Plan(
+            dtypes=dtypes_of(dtype, where),
+            layout=layout.value,
+            batches=sizes_of(batch, "--batch") or batches,
+            photographs=photographs,
+            layers=layers,
+            energy=energy,
+            compile_modes=modes_of(compile, modes),
+            quick=quick,
+            **fixed,
+        )
+        settings = settings_of(quick, seed, seconds, warm=False)
+        path = json_in(out, "bench" if name == DEFAULT else name)
+        limit = budget_of(budget, name, where, quick)
+        listed = layers and bool(names)
+        record = run_networks(names or every, plan, where, settings, path, limit, listed)
+        if out is not None and name == DEFAULT:
+            from .report import write
+            from .show import console
 
-
-@bench.command("models")
-def models(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[MODEL...]", help="Networks, as name or name:variant."),
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Comma-separated; by default by size.")] = "",
-    dtype: Annotated[str, typer.Option(help="Comma-separated: bf16,fp16,tf32,fp32.")] = "",
-    layout: Annotated[Layout, typer.Option(help="Of the images.")] = Layout.NHWC,
-    photographs: Annotated[
-        bool, typer.Option("--photographs", help="Real images instead of random numbers.")
-    ] = False,
-    energy: Annotated[bool, typer.Option(help="Joules per image, at least 1 s each.")] = True,
-    compile: Annotated[bool, typer.Option(help="Also torch.compile.")] = False,
-    max_autotune: Annotated[
-        bool, typer.Option("--max-autotune", help="Also torch.compile's max-autotune (slow).")
-    ] = False,
-    device: Device = "auto",
-    quick: Quick = False,
-    seconds: Seconds = None,
-    seed: Seed = None,
-    out: Out = None,
-) -> None:
-    """Networks against every rival (eager in both layouts, torch.compile) over batch sizes."""
-    from .case import DTYPES
-    from .suite import FAMILIES, MORE, Plan, finish, run_networks
-
-    where = _device(device)
-    plan = Plan(
-        dtypes=_list(dtype, "--dtype", DTYPES) or ["fp32" if where.type == "cpu" else "bf16"],
-        layout=layout.value,
-        batches=_sizes(batch, "--batch"),
-        photographs=photographs,
-        layers=False,
-        energy=energy,
-        memory=True,
-        compile_modes=("default",) * compile + ("max-autotune",) * max_autotune,
-        other_layout=True,
-        quick=quick,
-    )
-    settings = _settings(quick, seed, seconds, warm=False)
-    names = names or (FAMILIES if quick else FAMILIES + MORE)
-    finish(run_networks(names, plan, where, settings, _json(out, "models")))
+            console.print(f"report: {write(record.content, out)}", markup=False)
+        finish(record)
 
 
-@bench.command("train")
-def train(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[MODEL...]", help="Networks, as name or name:variant."),
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Comma-separated; 64 on a GPU, 4 on a CPU.")] = "",
-    dtype: Annotated[str, typer.Option(help="Comma-separated: bf16,fp16,tf32,fp32.")] = "",
-    layout: Annotated[Layout, typer.Option(help="Of the images.")] = Layout.NHWC,
-    photographs: Annotated[
-        bool, typer.Option("--photographs", help="Real images instead of random numbers.")
-    ] = False,
-    compile: Annotated[bool, typer.Option(help="Also torch.compile.")] = False,
-    device: Device = "auto",
-    quick: Quick = False,
-    seconds: Seconds = None,
-    seed: Seed = None,
-    out: Out = None,
-) -> None:
-    """Training steps: time and peak memory; loss and gradients are checked with fp64."""
-    from . import training
-    from .case import DTYPES
-    from .suite import Plan, finish, run_training
-
-    where = _device(device)
-    plan = Plan(
-        dtypes=_list(dtype, "--dtype", DTYPES) or ["fp32" if where.type == "cpu" else "bf16"],
-        layout=layout.value,
-        batches=_sizes(batch, "--batch") or [training.BATCH[where.type]],
-        photographs=photographs,
-        layers=False,
-        energy=False,
-        memory=True,
-        compile_modes=("default",) if compile else (),
-        quick=quick,
-    )
-    settings = _settings(quick, seed, seconds, warm=False)
-    names = names or (training.QUICK_FAMILIES[where.type] if quick else training.FAMILIES)
-    finish(run_training(names, plan, where, settings, _json(out, "train")))
-
-
-@bench.command("show")
-def show_file(
-    file: Annotated[Path, typer.Argument(help="A JSON that a benchmark wrote.")],
-    brief: Annotated[
-        bool, typer.Option("--brief", help="Only means, losses and rows without a speed.")
-    ] = False,
-) -> None:
-    """Print the tables of a saved benchmark."""
-    from . import record, show, suite
-
-    content = record.load(file)
-    title = f"{file.name}: {show.machine_line(content)}"
-    if content["models"] and not brief:
-        for entry in content["models"]:
-            for layers in entry["layers"]:
-                show.console.print(suite.layers_table(entry, layers))
-        suite.print_summary(content)
-    elif brief:
-        show.console.print(title, style="bold")
-        show.print_verdicts(content["rows"])
-    else:
-        show.print_rows(content["rows"], title)
-    if not content["complete"]:
-        show.console.print("interrupted: some rows are missing", style="bold red")
-
-
-@bench.command("compare")
-def compare(
-    old: Annotated[Path, typer.Argument(help="JSON of the earlier run.")],
-    new: Annotated[Path, typer.Argument(help="JSON of the later run.")],
-    fail_over: Annotated[
-        str, typer.Option(help="How much slower a row of ours may be, beyond noise.")
-    ] = "5%",
-    relative: Annotated[
-        bool, typer.Option("--relative", help="Compare the ratios to eager, not the times.")
-    ] = False,
-    every: Annotated[bool, typer.Option("--all", help="Also rows that did not change.")] = False,
-) -> None:
-    """Compare two runs row by row; exit code 1 when ours got slower or broke."""
-    from . import compare as comparison
-    from . import record
-
-    limit = comparison.parse_percentage(fail_over)
-    before, after = record.load(old), record.load(new)
-    changes = comparison.compare(before, after, limit, relative)
-    if not changes:
-        raise ValueError(f"{old} and {new} have no row in common")
-    comparison.print_changes(changes, comparison.differences(before, after), every)
-    if failed := comparison.failures(changes):
-        typer.echo(f"{len(failed)} rows of ours are slower by more than {fail_over} or broke")
-        raise typer.Exit(1)
-
-
-@bench.command("report")
-def report(
-    files: Annotated[list[Path], typer.Argument(help="JSON files of one machine.")],
-    out: Annotated[Path, typer.Option(help="Folder for report.html and charts/.")] = Path("out"),
-) -> None:
-    """Make the HTML page and the charts from saved benchmarks."""
-    from . import record
-    from . import report as page
-
-    typer.echo(page.write(page.merge([record.load(file) for file in files]), out))
-
-
-@bench.command("readme")
-def readme(
-    check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; exit code 1 if it is out of date.")
-    ] = False,
-) -> None:
-    """Rewrite the README's results from the benchmarks under bench/results/."""
-    from . import readme as section
-
-    current = section.update(check=check)
-    typer.echo("up to date" if current else "out of date" if check else f"wrote {section.README}")
-    if check and not current:
-        raise typer.Exit(1)
+_networks(
+    DEFAULT,
+    "Networks: time, operations, rates, memory and energy per layer and in total.",
+    layers=True,
+    energy=True,
+)
+_networks(
+    "models",
+    "Networks against every rival (eager in both layouts, torch.compile, TensorRT) by batch size.",
+    energy=True,
+    other_layout=True,
+)
+_networks(
+    "train",
+    "Training steps: time and peak memory; loss and gradients are checked with fp64.",
+    training=True,
+)
 
 
 @bench.command("kernel")
@@ -405,7 +236,7 @@ def kernel(
     ] = False,
     once: Annotated[bool, typer.Option("--once", hidden=True)] = False,
     dtype: Annotated[str, typer.Option(help="bf16, fp16, tf32 or fp32.")] = "",
-    layout: Annotated[Layout, typer.Option(help="Of all tensors.")] = Layout.NHWC,
+    layout: OneLayout = Layout.NHWC,
     phase: Annotated[str, typer.Option(help="infer, train or backward.")] = "infer",
     device: Device = "auto",
     quick: Quick = False,
@@ -418,37 +249,27 @@ def kernel(
 
     from . import kernel as one
     from . import show
-    from .case import DTYPES
     from .ops import PHASES
-    from .run import run_cases
+    from .run import Job
 
-    where = _device(device)
-    (precision,) = _list(dtype, "--dtype", DTYPES) or ["fp32" if where.type == "cpu" else "bf16"]
-    (kind,) = _list(phase, "--phase", PHASES)
-    settings = _settings(quick, seed, seconds)
+    where = device_of(device)
+    (precision,) = dtypes_of(dtype, where)
+    (kind,) = list_of(phase, "--phase", PHASES)
+    settings = settings_of(quick, seed, seconds)
     case = one.make_case(
         name, shape, precision, layout.value, where, one.parse_config(config), sweep, kind
     )
     if once:
         one.run_once(case)
         return
-    record = run_cases([lambda: case], "kernel", where, settings, _json(out, "kernel"))
+    record = _run([Job(case.name, lambda: case)], "kernel", where, settings, out, None)
     if sweep:
         good = [row for row in record.rows if row["ours"] and row["status"] == "ok"]
         best = min(good, key=lambda row: row["cold"]["median_us"], default=None)
         if best is not None:
             show.console.print(f"fastest: {best['impl']}", markup=False, soft_wrap=True)
     if ncu:
-        arguments = sys.argv[sys.argv.index("kernel") + 1 :]
-        command, launches = one.profile([a for a in arguments if a not in ("--ncu", "--sweep")])
-        show.console.print(command, markup=False, soft_wrap=True)
-        if launches is None:
-            show.console.print("ncu is not on PATH or there is no GPU: run the line above there")
-        else:
-            table = show.new_table("Nsight Compute")
-            for column in ("kernel", *one.NCU_METRICS.values()):
-                table.add_column(column, overflow="fold")
-            for launch in launches:
-                cells = (launch.get(column, "") for column in one.NCU_METRICS.values())
-                table.add_row(launch["kernel"], *cells)
-            show.console.print(table)
+        one.print_profile(sys.argv[sys.argv.index("kernel") + 1 :])
+
+
+file_commands.register(bench)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from . import show
+from . import ratios, show
 
 Key = tuple[str, str, str]
 
@@ -31,7 +31,7 @@ class Change:
     ours: bool
     ratio: float | None
     noise: float  # relative bound on the ratio from both medians' 95 % intervals
-    verdict: str  # "same", "faster", "slower", "broken", "repaired"
+    verdict: str  # "same", "faster", "slower", "broken", "repaired", "unclear"
     reason: str = ""
 
 
@@ -58,6 +58,10 @@ def compare(old: dict, new: dict, fail_over: float, relative: bool = False) -> l
     before, after = _rows(old), _rows(new)
     for key, row in after.items():
         if (previous := before.get(key)) is None:
+            continue
+        if {previous["status"], row["status"]} & {"unstable", "cut"}:
+            # No time to compare, and nothing wrong either.
+            changes.append(Change(key, row["ours"], None, 0.0, "unclear", row.get("reason", "")))
             continue
         was, now = previous["status"] == "ok", row["status"] == "ok"
         if not was or not now:
@@ -127,11 +131,11 @@ def print_changes(changes: list[Change], notes: list[str], everything: bool = Fa
     if table.row_count:
         show.console.print(table)
     for ours, name in ((True, "ours"), (False, "rivals")):
-        ratios = [c.ratio for c in changes if c.ours == ours and c.ratio is not None]
-        if ratios:
-            mean = show.geometric_mean(ratios)
+        found = [c.ratio for c in changes if c.ours == ours and c.ratio is not None]
+        if found:
+            mean = ratios.geometric_mean(found)
             show.console.print(
-                f"{name}: {len(ratios)} rows, geometric mean {mean:.3f} of the old time"
+                f"{name}: {len(found)} rows, geometric mean {mean:.3f} of the old time"
             )
     for change in changes:
         if change.verdict == "broken":

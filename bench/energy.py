@@ -11,7 +11,8 @@ import torch
 from ..testing import timing
 
 RAPL = Path("/sys/class/powercap")
-MIN_SECONDS = 1.0  # the counters advance in steps of up to 100 ms
+MIN_SECONDS = 1.0
+CHECK_SECONDS = 5e-3  # between two looks at the counter
 
 
 def _rapl_packages() -> list[Path]:
@@ -45,6 +46,8 @@ class _Rapl:
 
 
 class _Nvml:
+    """Millijoules since the driver was loaded; from Volta on."""
+
     def __init__(self, handle):
         self.handle = handle
         self.start = self._read()
@@ -70,27 +73,53 @@ def _counter(device: torch.device):
         return None
 
 
+def _run_until(fn, device: torch.device, done: Callable[[], bool], limit: float) -> int:
+    """Run ``fn`` over and over until ``done()`` or so many seconds have passed; the number of runs.
+
+    The host waits for the device after as many runs as take about CHECK_SECONDS.
+    """
+    end = time.perf_counter() + limit
+    runs, burst = 0, 1
+    while True:
+        start = time.perf_counter()
+        for _ in range(burst):
+            fn()
+        timing.synchronize(device)
+        runs += burst
+        now = time.perf_counter()
+        if done() or now > end:
+            return runs
+        if now - start < CHECK_SECONDS / 2:
+            burst *= 2
+
+
 def measure(fn: Callable[[], object], device: torch.device, images: int) -> dict | None:
     """Run ``fn`` for at least a second; {"joules_per_image", "watts", "seconds", "source"}.
 
-    None where there is no counter, or where it did not move: never a made-up 0.
+    The counters advance in steps of up to 100 ms: measured is from one step to another, and the
+    work goes on all the time. None where there is no counter, or where it does not move: never a
+    made-up 0.
     """
     fn()
     timing.synchronize(device)
     counter = _counter(device)
     if counter is None:
         return None
-    start = time.perf_counter()
-    runs = 0
-    while time.perf_counter() - start < MIN_SECONDS:
-        fn()
-        runs += 1
-        if runs % 8 == 0:
-            timing.synchronize(device)  # the host may not run seconds ahead
-    timing.synchronize(device)
-    seconds = time.perf_counter() - start
-    joules = counter.joules()
-    if not joules > 0:
+
+    def moved() -> bool:
+        return counter.joules() > 0
+
+    _run_until(fn, device, moved, MIN_SECONDS)
+    if not moved():
+        return None
+    counter, start = _counter(device), time.perf_counter()
+    runs = _run_until(
+        fn, device, lambda: time.perf_counter() - start >= MIN_SECONDS, 2 * MIN_SECONDS
+    )
+    before = counter.joules()
+    runs += _run_until(fn, device, lambda: counter.joules() > before, MIN_SECONDS)
+    joules, seconds = counter.joules(), time.perf_counter() - start
+    if not joules > before:
         return None
     return {
         "joules_per_image": joules / (runs * images),

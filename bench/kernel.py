@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import _lib
-from ..ops import OPS, _conv2d
-from . import conv, ops
-from .case import Candidate, Case, dtype_of
+from ..ops import OPS
+from . import conv, ops, show
+from .case import Case
 from .layers import ConvLayer
 
 CONV_OPS = ("conv2d_relu", "conv2d_add_relu")
@@ -23,16 +23,18 @@ _CONV = re.compile(
     r"(?:\w+/)?(\d+)x(\d+)x(\d+)x(\d+)->(\d+)[ ,](\d+)x(\d+)/(\d+)(?:[ ,]?p(\d+))?", re.ASCII
 )
 _MAP = re.compile(r"(\d+)x(\d+)x(\d+)x(\d+)", re.ASCII)
-# What to look at first in a profile: time, the two ceilings, tensor cores, occupancy, registers.
+# What to look at first in a profile, by the names in ncu's own sections, which every GPU has: raw
+# counters differ between generations, and ncu stops at one that it does not know.
+NCU_SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis")
 NCU_METRICS = {
-    "gpu__time_duration.sum": "time",
-    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "DRAM of peak",
-    "lts__t_bytes.sum": "bytes through L2",
-    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "SM of peak",
-    "sm__inst_executed_pipe_tensor.sum": "tensor instructions",
-    "sm__warps_active.avg.pct_of_peak_sustained_active": "warps active",
-    "launch__registers_per_thread": "registers",
-    "l1tex__data_bank_conflicts_pipe_lsu.sum": "bank conflicts",
+    "Duration": "time",
+    "DRAM Throughput": "DRAM of peak",
+    "L2 Cache Throughput": "L2 of peak",
+    "Compute (SM) Throughput": "SM of peak",
+    "Achieved Occupancy": "occupancy",
+    "Registers Per Thread": "registers",
+    "Dynamic Shared Memory Per Block": "shared memory",
+    "L2 Hit Rate": "L2 hits",
 }
 
 
@@ -102,44 +104,9 @@ def _value(text: str):
         return text.strip()
 
 
-def _one_config(op: str, backend: str, config: dict, residual: bool, layer: ConvLayer) -> Candidate:
-    """The implementation called directly with a config, past the dispatcher."""
-    impl = OPS[op].impls[backend]
-    geometry = ([layer.stride] * 2, [layer.padding] * 2, [1, 1], 1)
-
-    def run(*inputs):
-        x, *rest, w, b = inputs
-        arguments = (x, w, *rest, b, *geometry)
-        if (reason := impl.why_not(*arguments)) is not None:
-            raise RuntimeError(f"{op}: backend {backend!r} was asked for, but {reason}")
-        with torch.no_grad():
-            return impl.fn(*arguments, config=config)
-
-    return Candidate.of(run, ours=True, backend=backend)
-
-
 def config_label(config: dict) -> str:
     """As in "kind=pointer block_m=128 num_warps=4"."""
     return " ".join(f"{key}={value}" for key, value in config.items()).replace(", ", ",")
-
-
-def configs_of(backend: str, case: Case, layer: ConvLayer) -> list[dict]:
-    """Every config that the backend has for this convolution; ValueError where it has none."""
-    geometry = ([layer.stride] * 2, [layer.padding] * 2, [1, 1], 1)
-    if backend == "triton":
-        x, *_, w, _bias = case.make_inputs(torch.Generator(case.device))
-        return list(
-            _conv2d.triton_configs(
-                _conv2d.problem(x, w, *geometry), case.device, case.dtype == "tf32"
-            )
-        )
-    if backend == "cuda" and _lib.plan is not None:
-        plans = _lib.plan.conv_plans(
-            list(case.shape), list(layer.weight_shape), *geometry,
-            str(dtype_of(case.dtype)).removeprefix("torch."), case.op == "conv2d_add_relu",
-        )  # fmt: skip
-        return [{"instance": plan["instance"]} for plan in plans if plan["why_not"] is None]
-    raise ValueError(f"--sweep: the {backend} implementation has no configs to sweep over")
 
 
 def make_case(
@@ -172,9 +139,15 @@ def make_case(
         case = ops.make_case(spec, phase, parse_map(shape), dtype, layout, device)
     keep = {label: c for label, c in case.candidates.items() if not c.ours}
     if config is not None or sweep:
-        for item in configs_of(backend, case, layer) if sweep else [config]:
+        configs = [config]
+        if sweep:
+            inputs = case.make_inputs(torch.Generator(device))
+            configs = conv.configs_of(op, backend, layer, dtype, inputs)
+            if not configs:
+                raise ValueError(f"--sweep: the {backend} implementation has no configs here")
+        for item in configs:
             label = f"{backend} {config_label(item)}"
-            keep[label] = _one_config(op, backend, item, residual, layer)
+            keep[label] = conv.one_config(op, backend, item, layer)
     elif op in CONV_OPS:
         keep[_label(backend)] = conv.our_candidate(layer, residual, backend)
     else:
@@ -190,27 +163,35 @@ def _label(backend: str) -> str:
 
 
 def run_once(case: Case, label: str | None = None) -> None:
-    """Run the implementation three times without timing: what a profiler looks at."""
+    """Run the implementation without timing: what a profiler looks at. Of three runs only the last
+    lies between the profiler's start and stop, after compiling, tuning and making the inputs."""
     mine = [name for name, candidate in case.candidates.items() if candidate.ours]
     run = case.candidates[label or mine[-1]].bind(
         *case.make_inputs(torch.Generator(case.device).manual_seed(0))
     )
-    for _ in range(3):
+    run()
+    run()
+    if case.device.type != "cuda":
         run()
-    if case.device.type == "cuda":
-        torch.cuda.synchronize(case.device)
+        return
+    torch.cuda.synchronize(case.device)
+    torch.cuda.profiler.start()
+    run()
+    torch.cuda.synchronize(case.device)
+    torch.cuda.profiler.stop()
 
 
 def ncu_command(arguments: Sequence[str]) -> list[str]:
     """The Nsight Compute command line for ``cnnkernels bench kernel`` with these arguments."""
+    sections = [part for name in NCU_SECTIONS for part in ("--section", name)]
     return [
-        "ncu", "--metrics", ",".join(NCU_METRICS), "--csv", "--launch-skip", "2",
+        "ncu", *sections, "--csv", "--profile-from-start", "off",
         sys.executable, "-m", "cnnkernels.cli", "bench", "kernel", *arguments, "--once",
     ]  # fmt: skip
 
 
 def parse_ncu(text: str) -> list[dict]:
-    """Rows {"kernel": name, metric: "value unit", …} of ncu's CSV, one per launch."""
+    """Rows {"kernel": name, column: "value unit", …} of ncu's CSV, one per launch."""
     lines = [line for line in text.splitlines() if line.startswith('"')]
     launches: dict[str, dict] = {}
     for row in csv.DictReader(lines):
@@ -221,14 +202,29 @@ def parse_ncu(text: str) -> list[dict]:
     return list(launches.values())
 
 
-def profile(arguments: Sequence[str]) -> tuple[str, list[dict] | None]:
-    """(the command line, its counters per launch); None where ncu isn't installed or fails."""
-    command = ncu_command(arguments)
-    shown = " ".join(f"'{part}'" if re.search(r"[\s>]", part) else part for part in command)
+def profile(arguments: Sequence[str]) -> list[dict] | None:
+    """ncu's counters per launch; None where ncu isn't installed or there is no GPU."""
     if shutil.which("ncu") is None or not torch.cuda.is_available():
-        return shown, None
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    if result.returncode != 0:
+        return None
+    result = subprocess.run(ncu_command(arguments), capture_output=True, text=True, timeout=600)
+    launches = parse_ncu(result.stdout)
+    if result.returncode != 0 or not launches:  # without permission it ends well, and has no rows
         tail = " ".join((result.stdout + result.stderr).split())[-400:]
-        raise RuntimeError(f"ncu failed with exit code {result.returncode}: {tail}")
-    return shown, parse_ncu(result.stdout)
+        raise RuntimeError(f"ncu gave no counters (exit code {result.returncode}): {tail}")
+    return launches
+
+
+def print_profile(arguments: Sequence[str]) -> None:
+    """The ncu command line for these arguments, and a table of its counters where it can run."""
+    arguments = [a for a in arguments if a not in ("--ncu", "--sweep")]
+    show.console.print(shlex.join(ncu_command(arguments)), markup=False, soft_wrap=True)
+    launches = profile(arguments)
+    if launches is None:
+        show.console.print("ncu is not on PATH or there is no GPU: run the line above there")
+        return
+    table = show.new_table("Nsight Compute")
+    for column in ("kernel", *NCU_METRICS.values()):
+        table.add_column(column, overflow="fold")
+    for launch in launches:
+        table.add_row(launch["kernel"], *(launch.get(c, "") for c in NCU_METRICS.values()))
+    show.console.print(table)

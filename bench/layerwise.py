@@ -7,6 +7,7 @@ that of an fp64 copy of the network before any speed is shown for it.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from .checks import LIMITS, MAX_BASELINE_ERROR, as_tuple
 from .networks import Network, place
 from .peaks import Peaks
 
+MIN_PASSES = 3
 CHECKED_IMAGES = {"cuda": 2, "cpu": 1}  # compared with fp64, layer by layer
 
 
@@ -143,10 +145,14 @@ class _Pass:
             values.append(first.elapsed_time(last) * 1e-3 if self.on_gpu else last - first)
 
 
-def _time_layers(models: list[nn.Module], x: torch.Tensor, passes: int) -> list[list[list[float]]]:
-    """Per model and leaf, the seconds of each pass; the models take turns."""
+def _time_layers(models: list[nn.Module], x, passes: int, seconds: float):
+    """Per model and leaf, the seconds of each pass; the models take turns. As many passes as fit
+    into so many seconds, three at least."""
     timers = [_Pass(model, x) for model in models]
-    for _ in range(passes):
+    deadline = time.perf_counter() + seconds
+    for index in range(passes):
+        if index >= MIN_PASSES and time.perf_counter() > deadline:
+            break
         for timer in timers:
             timer.time()
     return [timer.seconds for timer in timers]
@@ -166,8 +172,10 @@ def measure(
     device: torch.device,
     peaks: Peaks,
     passes: int = 5,
+    seconds: float = math.inf,
 ) -> list[dict]:
     """One entry per layer: operations, bytes, time, rates, share of the floor, ratio to PyTorch.
+    ``seconds`` limits the passes.
 
     An entry whose output differs from the fp64 network's has no time but a ``reason``.
     """
@@ -188,7 +196,7 @@ def measure(
         exact = copy.deepcopy(network.twin).to(device).double()
         with torch.backends.cudnn.flags(enabled=False):
             truth = _describe(exact, x[: CHECKED_IMAGES[device.type]].double())
-        times = _time_layers([ours, twin], x, passes)
+        times = _time_layers([ours, twin], x, passes, seconds)
     return [
         _entry(visits, truth[i].output, [t[i] for t in times], dtype, peaks)
         for i, visits in enumerate(zip(mine, theirs, strict=True))

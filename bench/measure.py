@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 import torch
 
 from ..testing import timing
+from .budget import Budget
 from .case import Case, precision
 from .checks import Check, as_tuple, poison, sample_images, verify
 from .peaks import Peaks
+from .ratios import MAX_NOISE, add_ratios, mark_unstable
 
 MAX_SETS = 4
 CHANGED_ELEMENTS = 4096
@@ -23,13 +26,16 @@ class Settings:
     max_seconds: float = 1.0
     min_rounds: int = 7
     max_rounds: int = 100
-    precision: float = 0.01
+    precision: float = 0.01  # stop once every median is known to this
+    max_noise: float = MAX_NOISE  # a median known less well than this gets no speed
     warm: bool = True
     seed: int | None = None
 
     @classmethod
     def quick(cls, **kwargs) -> Settings:
-        return cls(**{"max_seconds": 0.3, "min_rounds": 3, "precision": 0.03, **kwargs})
+        return cls(
+            **{"max_seconds": 0.3, "min_rounds": 3, "precision": 0.03, "max_noise": 0.25, **kwargs}
+        )
 
 
 class _Buffers:
@@ -76,12 +82,12 @@ class _Buffers:
 
 
 def _row(case: Case, name: str) -> dict:
-    candidate = case.candidates[name]
+    candidate = case.candidates.get(name)  # none: a rival that is absent
     return {
         "suite": case.suite,
         "case": case.name,
         "impl": name,
-        "ours": candidate.ours,
+        "ours": candidate is not None and candidate.ours,
         "op": case.op,
         "dtype": case.dtype,
         "layout": case.layout,
@@ -130,18 +136,26 @@ def _why_absent(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "was asked for, but" in str(error)
 
 
-def _usable(case: Case, buffers: _Buffers, rows: dict[str, dict]) -> tuple[list[str], str]:
-    """Names of the candidates that run at all, and what "auto" chose. The others get a row that says
-    why not; a forced backend that "auto" chose anyway is left out."""
-    usable, chosen = [], ""
+def _usable(
+    case: Case, buffers: _Buffers, rows: dict[str, dict], budget: Budget
+) -> tuple[list[str], dict[str, str]]:
+    """Names of the candidates that run at all, and what those that choose chose. The others get a
+    row that says why not; a forced backend that "auto" chose anyway is left out."""
+    usable, chosen = [], {}
+    for name, reason in case.absent.items():
+        rows[name] = _refused(_row(case, name), "absent", reason)
     for name, candidate in case.candidates.items():
-        if candidate.ours and candidate.backend and candidate.backend == chosen:
+        if candidate.ours and candidate.backend and candidate.backend in chosen.values():
             continue
+        if candidate.slow and not budget.affords(name):
+            rows[name] = _refused(_row(case, name), "cut", budget.reason)
+            continue
+        start = time.monotonic()
         try:
             candidate.bind(*buffers.current)()
             timing.synchronize(case.device)
             if candidate.explain is not None:
-                chosen = candidate.explain(*buffers.current)
+                chosen[name] = candidate.explain(*buffers.current)
             usable.append(name)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
@@ -150,23 +164,31 @@ def _usable(case: Case, buffers: _Buffers, rows: dict[str, dict]) -> tuple[list[
             text = " ".join(str(error).split())[:300]
             status = "absent" if _why_absent(error) else "failed"
             rows[name] = _refused(_row(case, name), status, f"{type(error).__name__}: {text}")
+        if candidate.slow:
+            budget.built(name, time.monotonic() - start)
     return usable, chosen
 
 
-def measure(case: Case, settings: Settings, peaks: Peaks) -> list[dict]:
+def measure(
+    case: Case, settings: Settings, peaks: Peaks, budget: Budget | None = None
+) -> list[dict]:
     """Rows of one case, one per candidate, in the candidates' order.
 
-    ``status`` is "ok"; "absent" for a backend that does not take the case; "wrong" for an output that differs from the fp64 reference; "impossible" for a
-    time below what the machine can do; "failed" where the candidate raised. Only "ok" has times.
+    ``status`` is "ok"; "absent" for a rival or backend that is not there or does not take the case;
+    "cut" for one that the time limit left out; "wrong" for an output that differs from the fp64
+    reference; "impossible" for a time below what the machine can do; "unstable" for times that
+    spread too far; "failed" where the candidate raised. Only "ok" has a speed.
     """
+    budget = budget or Budget()
     generator = torch.Generator(case.device)
     seed = generator.seed() if settings.seed is None else settings.seed
     generator.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
     rows: dict[str, dict] = {}
     with precision(case.dtype):
         buffers = _Buffers(case, generator)
-        names, chosen = _usable(case, buffers, rows)
+        names, chosen = _usable(case, buffers, rows, budget)
         if names:
+            settings = budget.settings(settings, len(names))
             cold, checks = _time_cold(case, settings, buffers, names)
             good = [name for name in names if checks[name].ok]
             warm = (
@@ -174,10 +196,12 @@ def measure(case: Case, settings: Settings, peaks: Peaks) -> list[dict]:
             )
             for name in names:
                 rows[name] = _finish(case, name, checks[name], cold[name], warm.get(name), peaks)
-                if case.candidates[name].explain is not None:
-                    rows[name]["chosen"] = chosen
-    _ratios(case, rows)
-    return [rows[name] for name in case.candidates if name in rows]
+                mark_unstable(rows[name], settings.max_noise)
+                if name in chosen:
+                    rows[name]["chosen"] = chosen[name]
+    ordered = [rows[name] for name in (*case.candidates, *case.absent) if name in rows]
+    add_ratios(ordered)
+    return ordered
 
 
 def _time(case, settings, buffers, names, *, cold, after_run=lambda name, out: None, before=None):
@@ -245,15 +269,6 @@ def _finish(case, name, check, cold, warm, peaks: Peaks) -> dict:
         "tflops": round(case.flops / cold.median / 1e12, 4) if case.flops else None,
         "gbps": round(case.bytes / cold.median / 1e9, 2),
         "sm_mhz": cold.sm_mhz,
+        "baseline": case.baseline,
     }
     return row
-
-
-def _ratios(case: Case, rows: dict[str, dict]) -> None:
-    """Per ok row, every rival's time over this one's: above 1 is faster than that rival."""
-    ok = {name: row["cold"]["median_us"] for name, row in rows.items() if row["status"] == "ok"}
-    for name in ok:
-        rows[name]["baseline"] = case.baseline
-        rows[name]["ratios"] = {
-            rival: round(time / ok[name], 4) for rival, time in ok.items() if rival != name
-        }

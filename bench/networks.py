@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import data, models
+from . import engines
 from .case import LAYOUTS, Candidate, Case, dtype_of
-from .rivals import eager_twin, optimizer
+from .rivals import compiled, eager_twin, optimizer
 
 CALIBRATION_IMAGES = 8
 
@@ -145,6 +146,51 @@ def _optimized(optimize, model: nn.Module, example: torch.Tensor) -> Candidate:
     return Candidate(_inference(optimized).bind, ours=True)
 
 
+def draw(
+    network: Network, batch: int, device: torch.device, layout: str, generator: torch.Generator
+) -> torch.Tensor:
+    """A batch of the network's images, fp32 [N, C, H, W]."""
+    order = torch.randint(len(network.pool), (batch,), generator=generator, device=generator.device)
+    return network.pool[order.cpu()].to(device).contiguous(memory_format=LAYOUTS[layout])
+
+
+def case_name(network: Network, batch: int, dtype: str, layout: str) -> str:
+    return f"{network.name}:{network.variant} batch {batch} {dtype} {layout}"
+
+
+def case_of(network: Network, batch: int, dtype: str, layout: str, **fields) -> Case:
+    """What the cases of inference and of training have in common."""
+    return Case(
+        dtype=dtype,
+        layout=layout,
+        shape=(batch, *network.pool.shape[1:]),
+        # What a user waits for, the host's work included.
+        hide_host=False,
+        fast_algorithms=dtype in ("fp32", "tf32"),
+        extra={"model": network.name, "variant": network.variant, "batch": batch},
+        **fields,
+    )
+
+
+def _rivals(network, twin, dtype, layout, device, modes, other_layout):
+    """(candidates, absent ones and why): eager first, which the ratios are against."""
+    found, absent = {"eager": _inference(twin)}, {}
+    if other_layout:
+        other = "NCHW" if layout == "NHWC" else "NHWC"
+        found[f"eager {other}"] = _inference(place(network.twin, device, dtype, other), other)
+        if device.type == "cuda" and (reason := engines.why_absent("tensorrt", device)):
+            absent["tensorrt"] = reason
+        elif device.type == "cuda":
+            found["tensorrt"] = engines.built_once(
+                lambda x: engines.TensorRT(twin, (x,), tf32=dtype == "tf32"),
+                lambda engine, x: engine.bind(x),
+            )
+    for mode in modes:
+        run = compiled(copy.deepcopy(twin), mode, graphs=True)
+        found[f"compile {mode}"] = replace(_inference(run), slow=True)
+    return found, absent
+
+
 def make_case(
     network: Network,
     batch: int,
@@ -156,59 +202,39 @@ def make_case(
 ) -> Case:
     """A network's forward pass at one batch size; rivals run at the same precision.
 
-    compile_modes: torch.compile modes to run beside eager ("default", "max-autotune").
-    other_layout: also run eager PyTorch in the other memory layout.
+    compile_modes: of rivals.COMPILE_MODES, to run beside eager.
+    other_layout: also run eager PyTorch in the other memory layout, and TensorRT.
     """
     ours = place(network.model, device, dtype, layout)
     twin = place(network.twin, device, dtype, layout)
     exact = copy.deepcopy(network.twin).to(device).double()
 
     def make_inputs(generator):
-        order = torch.randint(
-            len(network.pool), (batch,), generator=generator, device=generator.device
-        )
-        x = network.pool[order.cpu()].to(device)
+        x = draw(network, batch, device, layout, generator)
         flip = torch.rand(batch, generator=generator, device=device) < 0.5
         x = torch.where(flip[:, None, None, None], x.flip(3), x).to(dtype_of(dtype))
         return (x.contiguous(memory_format=LAYOUTS[layout]),)
 
-    candidates = {"eager": _inference(twin)}
-    if other_layout:
-        other = "NCHW" if layout == "NHWC" else "NHWC"
-        candidates[f"eager {other}"] = _inference(place(network.twin, device, dtype, other), other)
-    for mode in compile_modes:
-        torch._dynamo.reset()
-        compiled = torch.compile(
-            copy.deepcopy(twin), dynamic=False, mode=None if mode == "default" else mode
-        )
-        candidates[f"compile {mode}"] = _inference(compiled)
-    mine = _inference(ours)
-    candidates["cnnkernels"] = Candidate(mine.bind, ours=True)
+    candidates, absent = _rivals(network, twin, dtype, layout, device, compile_modes, other_layout)
+    candidates["cnnkernels"] = Candidate(_inference(ours).bind, ours=True)
     if (optimize := optimizer()) is not None:
         (example,) = make_inputs(torch.Generator(device).manual_seed(0))
         candidates["cnnkernels optimized"] = _optimized(optimize, ours, example)
-
     itemsize = dtype_of(dtype).itemsize
     with torch.no_grad():
         outputs = _logits(network.twin(network.pool[:1])).numel()
-    image = network.pool[0].numel()
-    return Case(
+    return case_of(
+        network, batch, dtype, layout,
         suite="models",
-        name=f"{network.name}:{network.variant} batch {batch} {dtype} {layout}",
+        name=case_name(network, batch, dtype, layout),
         op="network",
-        dtype=dtype,
-        layout=layout,
-        shape=(batch, *network.pool.shape[1:]),
         device=device,
         make_inputs=make_inputs,
         candidates=candidates,
+        absent=absent,
         oracle=lambda x: _logits(exact(x)),
         flops=network.flops * batch,
-        read_bytes=(network.parameters + batch * image) * itemsize,
+        read_bytes=(network.parameters + batch * network.pool[0].numel()) * itemsize,
         write_bytes=batch * outputs * itemsize,
-        # What a user waits for, the host's work included.
-        hide_host=False,
-        fast_algorithms=dtype in ("fp32", "tf32"),
         slack=2.0,
-        extra={"model": network.name, "variant": network.variant, "batch": batch},
-    )
+    )  # fmt: skip

@@ -8,7 +8,8 @@ backward pass needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -16,7 +17,9 @@ from torch.nn import functional as F
 import cnnkernels
 
 from ..ops import OPS
-from .case import Candidate, Case, count, dtype_of, random_tensor, shape_text
+from .case import LAYOUTS, Candidate, Case, count, dtype_of, random_tensor, shape_text
+from .rivals import compiled
+from .run import Job
 
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}  # AlexNet's constants
 PHASES = ("infer", "train", "backward")
@@ -37,6 +40,8 @@ class Spec:
     exact: bool = False
     kept_bits: int = 0  # per output element, kept for the backward pass
     keeps_input: bool = False  # the backward pass reads the input again
+    oracle: Callable[..., Callable] | None = None  # dtype → the result in fp64, where not eager's
+    tie_free: int = 0  # windows of this size get no two values that rounding could swap
 
     def ours(self, *inputs):
         return getattr(cnnkernels, self.op)(*inputs, **self.kwargs)
@@ -51,6 +56,35 @@ def _lrn(x, size, alpha, beta, k):
 
 def _chain(x, size, alpha, beta, k, kernel_size, stride):
     return F.max_pool2d(_lrn(F.relu(x), size, alpha, beta, k), kernel_size, stride)
+
+
+def chain_oracle(dtype: str) -> Callable[..., torch.Tensor]:
+    """:func:`_chain` in fp64, pooling where the op pools: at the first maximum of the normalised
+    values as they are once rounded to the dtype. Unrounded, other elements would get gradients."""
+
+    def run(x, size, alpha, beta, k, kernel_size, stride):
+        values = _lrn(F.relu(x), size, alpha, beta, k)
+        rounded = values.detach().to(dtype_of(dtype)).to(values.dtype).contiguous()
+        at = F.max_pool2d(rounded, kernel_size, stride, return_indices=True)[1]
+        return values.flatten(2).gather(2, at.flatten(2)).view(at.shape)
+
+    return run
+
+
+def tie_free_tensor(generator, shape, dtype: str, layout: str, kernel: int) -> torch.Tensor:
+    """Random signs and magnitudes, any two of a kernel × kernel window at least 3 % apart.
+
+    Eager PyTorch rounds after every step of the chain, so that of two values next to each other
+    it may pool another than an op that rounds once, and neither is wrong.
+    """
+    h, w = shape[2:]
+    device = generator.device
+    steps = torch.arange(kernel, device=device)
+    place = (steps[:, None] * kernel + steps).repeat(-(-h // kernel), -(-w // kernel))[:h, :w]
+    octaves = torch.randint(0, 12, shape, generator=generator, device=device)
+    x = torch.exp2((octaves * kernel**2 + place) / 24 - 3.5)
+    x = torch.where(torch.rand(shape, generator=generator, device=device) < 0.5, x, -x)
+    return x.to(dtype_of(dtype)).contiguous(memory_format=LAYOUTS[layout])
 
 
 def _pool(label: str, kernel: int, stride: int, padding: int = 0, relu: bool = False) -> Spec:
@@ -83,6 +117,8 @@ SPECS: list[Spec] = [
         {**LRN, "kernel_size": 3, "stride": 2},
         kept_bits=8,
         keeps_input=True,
+        oracle=chain_oracle,
+        tie_free=3,
     ),
     Spec("add+relu", "add_relu", lambda x, r: F.relu(x + r), {}, operands="xr", kept_bits=1),
     Spec("global_avg_pool", "global_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, 1), {}),
@@ -90,9 +126,14 @@ SPECS: list[Spec] = [
 
 
 def _inputs(spec: Spec, shape, dtype: str, layout: str):
+    def first(generator):
+        if spec.tie_free:
+            return tie_free_tensor(generator, shape, dtype, layout, spec.tie_free)
+        return random_tensor(generator, shape, dtype, layout)
+
     def make(generator):
         tensors = {
-            "x": lambda: random_tensor(generator, shape, dtype, layout),
+            "x": lambda: first(generator),
             "r": lambda: random_tensor(generator, shape, dtype, layout),
             "b": lambda: random_tensor(generator, shape[1:2], dtype),
         }
@@ -179,12 +220,6 @@ def _backward(fn: Callable, backend: str | None = None) -> Candidate:
 MAKERS = {"infer": _forward, "train": _training, "backward": _backward}
 
 
-def compiled(fn: Callable, mode: str | None = None) -> Callable:
-    """torch.compile's version, compiled afresh for each case."""
-    torch._dynamo.reset()
-    return torch.compile(fn, dynamic=False, mode=mode)
-
-
 def backends_of(op: str, device: torch.device) -> list[str]:
     """Backends worth forcing on a device, beside the automatic choice."""
     names = OPS[op].impls if op in OPS else {}
@@ -194,7 +229,7 @@ def backends_of(op: str, device: torch.device) -> list[str]:
 
 def make_case(
     spec: Spec, phase: str, shape, dtype: str, layout: str, device: torch.device,
-    compile: bool = False, map_name: str = "",
+    compile: bool = False, name: str = "",
 ) -> Case:  # fmt: skip
     """The case of one op in one phase; shape is the input's [N, C, H, W]."""
     itemsize = dtype_of(dtype).itemsize
@@ -206,7 +241,8 @@ def make_case(
     written = count(out_shape) * itemsize
     kept = count(out_shape) * spec.kept_bits // 8
     per_image = tuple(kind != "b" for kind in spec.operands)
-    oracle, make_inputs = spec.torch, inputs
+    exact = partial(spec.oracle(dtype), **spec.kwargs) if spec.oracle else spec.torch
+    oracle, make_inputs = exact, inputs
     if phase == "train":
         written += kept
     elif phase == "backward":
@@ -218,7 +254,7 @@ def make_case(
             gradients //= 2  # one tensor is the gradient of both
         written = gradients
         per_image = (True, *per_image)
-        oracle = _gradients(spec.torch)
+        oracle = _gradients(exact)
 
         def make_inputs(generator):
             return random_tensor(generator, out_shape, dtype, layout), *inputs(generator)
@@ -226,7 +262,7 @@ def make_case(
     maker = MAKERS[phase]
     candidates = {"eager": maker(spec.torch)}
     if compile:
-        candidates["compile"] = maker(compiled(spec.torch))
+        candidates["compile default"] = replace(maker(compiled(spec.torch)), slow=True)
     candidates["cnnkernels"] = maker(spec.ours, "auto")
     backends = backends_of(spec.op, device)
     if phase != "infer":  # Triton and cuDNN have no training form of their own
@@ -235,7 +271,7 @@ def make_case(
         candidates[f"cnnkernels {backend}"] = maker(spec.ours, backend)
     return Case(
         suite="ops",
-        name=f"{spec.label} {phase} {map_name or shape_text(shape)} {dtype} {layout}",
+        name=name or f"{spec.label} {phase} {shape_text(shape)} {dtype} {layout}",
         op=spec.op,
         dtype=dtype,
         layout=layout,
@@ -262,8 +298,8 @@ def cases(
     only: str = "",
     batch: int | None = None,
     compile: bool = False,
-) -> list[Callable[[], Case]]:
-    """Every case asked for, as functions that make it; ops that this build lacks are left out."""
+) -> list[Job]:
+    """Every case asked for; ops that this build lacks are left out."""
     batch = BATCH[device.type] if batch is None else batch
     made = []
     for map_name in maps:
@@ -276,5 +312,6 @@ def cases(
                         if spec.operands == "xb" and phase == "backward":
                             continue  # its bias gradient is no per-image result
                         arguments = (spec, phase, (batch, *MAPS[map_name]), dtype, layout, device)
-                        made.append(lambda a=arguments, m=map_name: make_case(*a, compile, m))
+                        name = f"{spec.label} {phase} {map_name} {dtype} {layout}"
+                        made.append(Job(name, partial(make_case, *arguments, compile, name)))
     return made

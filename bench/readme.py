@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import record, show
+from . import own, ratios, record, show
 
 RESULTS = Path(__file__).resolve().parent / "results"
 README = Path(__file__).resolve().parent.parent / "README.md"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
-OURS = ("cnnkernels", "cnnkernels optimized")
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -17,65 +16,77 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, align, *rows)]
 
 
-def _setting(content: dict) -> str:
-    """Hardware, versions, ceilings, commit and day of one file."""
+def _folded(title: str, lines: list[str]) -> list[str]:
+    return ["", f"<details><summary>{title}</summary>", "", *lines, "", "</details>"]
+
+
+def _setting(name: str, content: dict) -> str:
+    """Hardware, versions, ceilings, commit, day and command of one file."""
     versions, gpu = content["versions"], content["gpu"]
     parts = [show.machine_line(content)]
     if gpu and gpu.get("driver"):
         parts.append(f"driver {gpu['driver']}")
-    parts += [f"{name} {versions[name]}" for name in ("triton", "cudnn") if versions.get(name)]
+    parts += [f"{key} {versions[key]}" for key in ("triton", "cudnn") if versions.get(key)]
     if commit := versions.get("git_commit"):
         parts.append(f"commit {commit[:12]}")
-    parts.append(content["created"][:10])
-    return " · ".join(parts)
+    link = f"[{name}](bench/results/{name}), `{content['command']}`"
+    return f"{' · '.join(parts)} · {content['created'][:10]} ({link})"
 
 
 def _ours(content: dict, suite: str) -> list[dict]:
     return [
         row
         for row in content["rows"]
-        if row["suite"] == suite and row["impl"] in OURS and row["status"] == "ok"
+        if row["suite"] == suite and row["impl"] in ratios.OURS and row["status"] == "ok"
     ]
 
 
 def _versus(row: dict, content: dict) -> list[str]:
-    rival = show.best_rival(row, content["rows"])
+    rival = ratios.best_rival(row, content["rows"])
     best = f"{show.ratio(rival[1])} ({rival[0]})" if rival else ""
     return [show.ratio(row["ratios"].get(row["baseline"])), best]
 
 
-def _means(content: dict, suite: str) -> list[str]:
-    rows = []
-    for group, values in sorted(show.group_ratios(content["rows"]).items()):
-        if group[0] != suite or group[2] not in OURS:
+def _sentence(content: dict, suite: str) -> str:
+    """The one line that a reader sees: means over all cases, how many, and how many are lost."""
+    device = content["gpu"]["name"] if content["gpu"] else content["machine"]["cpu"]
+    parts = []
+    for (found, group, impl, rival), values in sorted(ratios.group_ratios(content["rows"]).items()):
+        if found != suite or not group.startswith("all ") or impl not in ratios.OURS:
             continue
-        mean, slower = show.geometric_mean(values), sum(value < 1 for value in values)
-        rows.append(
-            [group[1], group[2], group[3], str(len(values)), show.ratio(mean),
-             f"{show.ratio(min(values))}–{show.ratio(max(values))}", str(slower)]
-        )  # fmt: skip
+        if rival not in HEADLINE:
+            continue
+        slower = sum(value < 1 for value in values)
+        which = "" if impl == ratios.OURS[0] else " by `optimize()`"
+        parts.append(
+            f"{show.ratio(ratios.geometric_mean(values))} {rival}{which} ({group.removeprefix('all ')}, "
+            f"{len(values)} cases, {show.ratio(min(values))} to {show.ratio(max(values))}, "
+            f"{slower} slower)"
+        )
+    return f"- **{TITLES[suite]}**, {device}: {'; '.join(parts) or 'no case with a speed'}."
+
+
+def _means(content: dict, suite: str) -> list[str]:
+    rows = [
+        [group[1], group[2], group[3], str(len(values)), show.ratio(ratios.geometric_mean(values)),
+         f"{show.ratio(min(values))}–{show.ratio(max(values))}", str(sum(v < 1 for v in values))]
+        for group, values in sorted(ratios.group_ratios(content["rows"]).items())
+        if group[0] == suite
+    ]  # fmt: skip
     head = ["group", "implementation", "against", "rows", "geometric mean", "range", "slower"]
-    return _table(head, rows) if rows else []
+    return _table(head, rows)
 
 
-def _conv(content: dict) -> list[str]:
+def _cases(content: dict, suite: str) -> list[str]:
+    """Ops and convolution layers, one line each."""
     rows = [
         [row["case"], row.get("chosen", ""), show.number(row["cold"]["median_us"], 4),
-         show.number(row["tflops"]), show.percent(row["share"]), *_versus(row, content)]
-        for row in _ours(content, "conv")
-    ]  # fmt: skip
-    head = ["layer", "ran on", "µs", "TFLOP/s", "of floor", "vs eager", "vs best rival"]
-    return _folded("Convolution layers", head, rows)
-
-
-def _ops(content: dict) -> list[str]:
-    rows = [
-        [row["case"], show.number(row["cold"]["median_us"], 4), show.number(row["gbps"]),
+         show.number(row["tflops"]) if row["tflops"] else "", show.number(row["gbps"]),
          show.percent(row["share"]), *_versus(row, content)]
-        for row in _ours(content, "ops")
+        for row in _ours(content, suite)
     ]  # fmt: skip
-    head = ["op", "µs", "GB/s", "of copy", "vs eager", "vs best rival"]
-    return _folded("Memory-bound ops", head, rows)
+    head = ["case", "ran on", "µs", "TFLOP/s", "GB/s", "of floor", "vs eager", "vs best rival"]
+    return _table(head, rows)
 
 
 def _networks(content: dict, suite: str) -> list[str]:
@@ -91,53 +102,70 @@ def _networks(content: dict, suite: str) -> list[str]:
         )  # fmt: skip
     head = ["network", "implementation", "batch", "precision", "ms/image", "images/s", "of floor",
             "vs eager", "vs best rival", "MiB peak", "J/image"]  # fmt: skip
-    return _folded("Networks" if suite == "models" else "Training steps", head, rows)
+    return _table(head, rows)
 
 
-def _folded(title: str, head: list[str], rows: list[list[str]]) -> list[str]:
-    if not rows:
-        return []
-    return ["", f"<details><summary>{title}: {len(rows)} rows</summary>", "",
-            *_table(head, rows), "", "</details>"]  # fmt: skip
+def _no_speed(content: dict) -> list[str]:
+    """Losses, and every row that got no speed, with the reason."""
+    lines = []
+    if slower := ratios.losses(content["rows"]):
+        lines += ["Slower than the best rival, worst first:", ""]
+        lines += [f"- {case}: {show.ratio(value)} of {rival}" for case, value, rival in slower]
+    refused = [r for r in content["rows"] if r["status"] not in ("ok", "absent", "cut")]
+    if refused:
+        lines += ["", "Without a speed:", ""]
+        lines += [f"- {r['case']}, {r['impl']}: {r['status']}, {r['reason']}" for r in refused]
+    missing = ratios.left_out(content["rows"])
+    if missing:
+        lines += ["", "Not measured:", ""]
+        lines += [f"- {name} ({n} rows): {why}" for (name, why), n in missing.items()]
+    if cut := content.get("cut"):
+        lines += ["", f"Cut by the time limit: {', '.join(cut)}."]
+    return lines
 
 
-def _refused(content: dict) -> list[str]:
-    refused = [r for r in content["rows"] if r["status"] in ("wrong", "impossible", "failed")]
-    if not refused:
-        return []
-    lines = [f"- {r['case']}, {r['impl']}: {r['status']}, {r['reason']}" for r in refused]
-    return ["", f"{len(refused)} rows have no speed:", "", *lines]
-
-
+HEADLINE = ("best rival", "eager", "compile default")
 TITLES = {"conv": "Convolution + bias (+ residual) + ReLU", "ops": "Pool, LRN, residual add, ReLU",
           "models": "Networks, inference", "train": "Networks, training steps"}  # fmt: skip
 
 
 def section(contents: dict[str, dict]) -> str:
-    """The section between the markers, from {file name: content}."""
-    lines = [
-        "## Results",
-        "",
-        "Ratios are a rival's time over ours: above 1 is faster than the rival. Medians on cold "
-        'caches; every output was compared with fp64 on the buffers that were timed; "of floor" '
-        "is the time that the machine's measured ceilings allow over the time taken.",
-    ]
+    """The section between the markers, from {file name: content}: a line per suite, the rest folded."""
+    heads, details = [], []
     for name, content in sorted(contents.items()):
         for suite, title in TITLES.items():
             if not any(row["suite"] == suite for row in content["rows"]):
                 continue
-            lines += ["", f"### {title}", ""]
-            lines.append(
-                f"{_setting(content)} ([{name}](bench/results/{name}), `{content['command']}`)"
-            )
-            lines += ["", *_means(content, suite)]
-            tables = {"conv": _conv, "ops": _ops}
-            lines += tables[suite](content) if suite in tables else _networks(content, suite)
-        slower = show.losses(content["rows"])
-        if slower:
-            lines += ["", f"Slower than the best rival: {'; '.join(slower)}."]
-        lines += _refused(content)
-    return "\n".join(lines)
+            heads.append(_sentence(content, suite))
+            table = _cases if suite in ("conv", "ops") else _networks
+            verdicts = own.text(content["rows"]) + ratios.automatic_choice(content["rows"])
+            own_lines = [f"- {line}" for line in verdicts]
+            notes = [line for note in content.get("notes", ()) for line in (note, "")]
+            lines = [
+                _setting(name, content), "", *notes, *_means(content, suite), "", *own_lines, "",
+                *table(content, suite), "", *_no_speed(content),
+            ]  # fmt: skip
+            details += _folded(f"{title}: {name}", lines)
+    refused = sum(
+        row["ours"] and row["status"] not in ("ok", "absent", "cut")
+        for content in contents.values()
+        for row in content["rows"]
+    )
+    lines = [
+        "## Results",
+        "",
+        "A rival's time over ours, geometric means: above 1 is faster than the rival. Medians on cold "
+        "caches; every output was compared with fp64 on the buffers that were timed.",
+        "",
+        *heads,
+    ]
+    if refused:
+        lines += [
+            "",
+            f"{refused} rows of ours have no speed and count nowhere: their output was refused or "
+            "their times spread too far. They are listed below, with the reasons.",
+        ]
+    return "\n".join([*lines, *details])
 
 
 def updated(text: str, contents: dict[str, dict]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import environment
+from . import environment, ratios
 
 SCHEMA = "cnnkernels.bench/1"
 # field → type; every file has them, readers may rely on them
@@ -33,7 +33,7 @@ FIELDS = {
     "models": list,
 }
 ROW_FIELDS = {"suite": str, "case": str, "impl": str, "status": str}
-STATUSES = ("ok", "wrong", "impossible", "failed", "absent")
+STATUSES = ("ok", "unstable", "wrong", "impossible", "failed", "absent", "cut")
 SAVE_INTERVAL_SECONDS = 2.0
 
 
@@ -71,11 +71,19 @@ def check(content: object, where: str) -> dict:
 
 
 def load(path: str | Path) -> dict:
-    """Read a benchmark file; ValueError or OSError naming the file and what is wrong."""
+    """Read a benchmark file; ValueError or OSError naming the file and what is wrong.
+
+    The bound on the spread also holds for files written before there was one.
+    """
     try:
-        return check(json.loads(Path(path).read_text()), str(path))
+        content = check(json.loads(Path(path).read_text()), str(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    bound = content["settings"].get("max_noise", ratios.MAX_NOISE)
+    for row in content["rows"]:
+        ratios.mark_unstable(row, bound)
+    ratios.add_ratios(content["rows"])
+    return content
 
 
 class Record:

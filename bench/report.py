@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import matplotlib.pyplot as plt
 
-from . import charts, literature, show
+from . import charts, literature, ratios, show
 from .record import write_atomically
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -27,7 +27,7 @@ def _network_rows(content: dict) -> list[dict]:
     entries = {(m["model"], m["variant"]): m for m in content["models"]}
     rows = []
     for row in content["rows"]:
-        if row["suite"] not in ("models", "train"):
+        if row["suite"] not in ("models", "train") or row["status"] in ("absent", "cut"):
             continue
         entry = entries.get((row["model"], row["variant"]), {})
         cells = [
@@ -43,7 +43,7 @@ def _network_rows(content: dict) -> list[dict]:
         ]
         if row["status"] == "ok":
             us, energy = row["cold"]["median_us"], row.get("energy")
-            rival = show.best_rival(row, content["rows"]) if row["ours"] else None
+            rival = ratios.best_rival(row, content["rows"]) if row["ours"] else None
             peak = row.get("peak_bytes")
             cells += [
                 _cell(us / 1e3 / row["batch"]),
@@ -80,13 +80,13 @@ def _refusal(row: dict) -> str:
 def _case_rows(content: dict, suite: str) -> list[dict]:
     rows = []
     for row in content["rows"]:
-        if row["suite"] != suite:
+        if row["suite"] != suite or row["status"] in ("absent", "cut"):
             continue
         label = row["impl"] + (f" ({row['chosen']})" if row.get("chosen") else "")
         cells = [_cell(row["case"]), _cell(label)]
         if row["status"] == "ok":
             cold, warm = row["cold"], row["warm"]
-            rival = show.best_rival(row, content["rows"]) if row["ours"] else None
+            rival = ratios.best_rival(row, content["rows"]) if row["ours"] else None
             cells += [
                 _cell(cold["median_us"], 4),
                 _cell(cold["p5_us"]),
@@ -141,12 +141,12 @@ def _means(content: dict) -> list[dict]:
                 _cell(len(values)),
                 *(
                     _cell(v, suffix="×")
-                    for v in (show.geometric_mean(values), min(values), max(values))
+                    for v in (ratios.geometric_mean(values), min(values), max(values))
                 ),
                 _cell(sum(v < 1 for v in values)),
             ],
         }
-        for group, values in sorted(show.group_ratios(content["rows"]).items())
+        for group, values in sorted(ratios.group_ratios(content["rows"]).items())
     ]
 
 
@@ -180,11 +180,14 @@ def render(content: dict, figures: dict[str, plt.Figure]) -> str:
         tables=[table for table in tables if table["rows"]],
         layer_head=LAYER_HEAD,
         layers=_layer_tables(content),
-        losses=show.losses(content["rows"]),
+        losses=[
+            f"{case}: {show.ratio(value)} of {rival}"
+            for case, value, rival in ratios.losses(content["rows"])
+        ],
         refused=[
             f"{row['case']}: {row['impl']}: {_refusal(row)}"
             for row in content["rows"]
-            if row["status"] not in ("ok", "absent")
+            if row["status"] not in ("ok", "absent", "cut")
         ],
         images=sorted({m["images"] for m in content["models"]}),
     )

@@ -1,4 +1,4 @@
-"""The same network without our ops: the rival that a speed-up is measured against."""
+"""What a speed-up is measured against: the same network in torch's own ops, and torch.compile."""
 
 from __future__ import annotations
 
@@ -86,3 +86,38 @@ def optimizer() -> Callable[..., nn.Module] | None:
     if importlib.util.find_spec("cnnkernels.optimize") is None:
         return None
     return importlib.import_module("cnnkernels.optimize").optimize
+
+
+# --- torch.compile ---------------------------------------------------------------------------
+
+# "frozen" is max-autotune with the weights as constants (inductor's freezing).
+COMPILE_MODES = ("default", "max-autotune", "frozen")
+
+
+def compiled(fn: Callable, mode: str = "default", graphs: bool = False) -> Callable:
+    """torch.compile's version of a function or module, compiled at its first call.
+
+    graphs: let max-autotune use CUDA graphs. They copy their inputs, which a network hardly notices
+    and a single layer does.
+    """
+    torch._dynamo.reset()
+    if mode == "default":
+        return torch.compile(fn, dynamic=False)
+    name = "max-autotune" if graphs else "max-autotune-no-cudagraphs"
+    options = dict(torch._inductor.list_mode_options(name))
+    run = torch.compile(fn, dynamic=False, options=options)
+    if mode != "frozen":
+        return run
+    done = False
+
+    def first_frozen(*inputs):
+        # Not in the options: tracing decides by the global setting whether weights are constants.
+        nonlocal done
+        if done:
+            return run(*inputs)
+        with torch._inductor.config.patch(freezing=True):
+            out = run(*inputs)
+        done = True
+        return out
+
+    return first_frozen

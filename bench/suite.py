@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.text import Text
 
 from .. import models
-from . import energy, layerwise, memory, networks, show, training
-from .measure import Settings, measure
-from .peaks import Peaks
+from . import energy, layerwise, memory, networks, ratios, show, training
+from .budget import Budget
+from .case import Case
+from .measure import Settings
 from .record import Record
-from .run import finish, progress_bar
+from .rivals import eager_twin
+from .run import Job, finish, run_jobs
 
 # The classic families, in order of appearance; what `bench` measures when nothing is named.
 FAMILIES = ("lenet5", "alexnet", "zfnet", "vgg16", "googlenet", "resnet18", "resnet50")
@@ -36,10 +40,21 @@ class Plan:
     photographs: bool
     layers: bool
     energy: bool
-    memory: bool
     compile_modes: tuple[str, ...] = ()
     other_layout: bool = False
     quick: bool = False
+    training: bool = False
+
+
+def sets_of(suite: str, device: torch.device, quick: bool):
+    """(networks, batch sizes, torch.compile modes) that a command measures when none are named."""
+    if suite == "train":
+        names = training.QUICK_FAMILIES[device.type] if quick else training.FAMILIES
+        return names, [training.BATCH[device.type]], ()
+    if suite == "models":
+        modes = ("default",) if device.type == "cuda" and not quick else ()
+        return (FAMILIES if quick else FAMILIES + MORE), [], modes
+    return FAMILIES, [], ()
 
 
 def check_names(names: Sequence[str]) -> list[str]:
@@ -56,55 +71,81 @@ def check_names(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _batches(plan: Plan, network: networks.Network, device: torch.device) -> list[int]:
+def _batches(plan: Plan, flops: int, device: torch.device) -> list[int]:
     if plan.batches:
         return list(plan.batches)
     choice = (QUICK_BATCHES if plan.quick else BATCHES)[device.type]
     limit = (QUICK_MAX_FLOPS if plan.quick else MAX_FLOPS)[device.type]
-    return [b for i, b in enumerate(choice) if i == 0 or b * network.flops <= limit]
+    return [b for i, b in enumerate(choice) if i == 0 or b * flops <= limit]
 
 
-def _extras(case, row: dict, plan: Plan, last: bool = True) -> None:
-    """Add peak memory and energy to an ok row; a quick run takes the energy of the last batch only."""
+def _add_costs(case: Case, rows: list[dict], plan: Plan, budget: Budget, energy_too: bool) -> None:
+    """Add peak memory and energy to the ok rows; energy as long as the case's time lasts."""
     inputs = case.make_inputs(torch.Generator(case.device).manual_seed(0))
-    run = case.candidates[row["impl"]].bind(*inputs)
-    # A CUDA graph's memory was taken when it was captured: a peak seen now would leave it out.
-    graphs = case.device.type == "cuda" and row["impl"].startswith(("compile", "cnnkernels opt"))
-    if plan.memory and not graphs:
-        row["peak_bytes"] = memory.peak_bytes(run, case.device)
-    if plan.energy and (last or not plan.quick):
-        row["energy"] = energy.measure(run, case.device, case.images)
+    for row in rows:
+        if row["status"] != "ok":
+            continue
+        run = case.candidates[row["impl"]].bind(*inputs)
+        # A CUDA graph's memory was taken when it was captured: a peak seen now would leave it out.
+        graphs = row["impl"].startswith(("compile", "cnnkernels opt", "tensorrt"))
+        if not (graphs and case.device.type == "cuda"):
+            row["peak_bytes"] = memory.peak_bytes(run, case.device)
+        if energy_too and budget.left > energy.MIN_SECONDS:
+            row["energy"] = energy.measure(run, case.device, case.images)
 
 
-def _measure_network(name, plan, device, settings, peaks, record, progress, task) -> None:
-    progress.update(task, description=f"{name}: building")
-    network = networks.build(name, plan.photographs)
-    entry = network.facts()
-    record.add_model(entry)
-    for dtype in plan.dtypes:
-        batches = _batches(plan, network, device)
-        for batch in batches:
-            case = networks.make_case(
-                network, batch, dtype, plan.layout, device, plan.compile_modes, plan.other_layout
+@dataclass
+class _Series:
+    """One network in one precision: a case per batch size, made from one copy of the network."""
+
+    build: Callable[[], networks.Network]  # cached: built when the first case's turn comes
+    plan: Plan
+    dtype: str
+    device: torch.device
+    record: Record
+    batches: list[int]
+
+    def jobs(self, text: str) -> list[Job]:
+        layout = self.plan.layout
+        return [
+            Job(f"{text} batch {b} {self.dtype} {layout}", partial(self._make, b), self._after)
+            for b in self.batches
+        ]
+
+    def _make(self, batch: int) -> Case:
+        network, plan = self.build(), self.plan
+        entry = network.facts()
+        if not any(m["model"] == entry["model"] and m["variant"] == entry["variant"]
+                   for m in self.record.content["models"]):  # fmt: skip
+            self.record.add_model(entry)
+        if plan.training:
+            return training.make_case(
+                network, batch, self.dtype, plan.layout, self.device, plan.compile_modes
             )
-            progress.update(task, description=case.name)
-            rows = measure(case, settings, peaks)
-            for row in rows:
-                if row["status"] == "ok":
-                    _extras(case, row, plan, last=batch == batches[-1])
-            record.add(rows)
-            del case
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        ours = [r for r in record.rows if r["impl"] == "cnnkernels" and r["model"] == network.name]
-        if plan.layers and ours and ours[-1]["status"] == "ok":
-            batch = batches[-1] if device.type == "cuda" else batches[0]
-            progress.update(task, description=f"{name}: layers at batch {batch}")
-            passes = 3 if plan.quick else 7
-            layers = layerwise.measure(network, batch, dtype, plan.layout, device, peaks, passes)
-            entry["layers"].append(
-                {"batch": batch, "dtype": dtype, "layout": plan.layout, "rows": layers}
-            )
+        return networks.make_case(
+            network, batch, self.dtype, plan.layout, self.device, plan.compile_modes,
+            plan.other_layout,
+        )  # fmt: skip
+
+    def _after(self, case: Case, rows: list[dict], budget: Budget) -> None:
+        batch, plan = case.images, self.plan
+        last = batch == self.batches[-1]
+        # A quick run takes the energy of the last batch only.
+        _add_costs(case, rows, plan, budget, plan.energy and (last or not plan.quick))
+        mine = next((row for row in rows if row["impl"] == "cnnkernels"), None)
+        at = self.batches[-1] if self.device.type == "cuda" else self.batches[0]
+        if not plan.layers or batch != at or mine is None or mine["status"] in ("wrong", "failed"):
+            return
+        network = self.build()
+        layers = layerwise.measure(
+            network, batch, self.dtype, plan.layout, self.device, self.record.peaks,
+            passes=3 if plan.quick else 7, seconds=max(budget.left, 0.0),
+        )  # fmt: skip
+        entry = next(m for m in self.record.content["models"]
+                     if (m["model"], m["variant"]) == (network.name, network.variant))  # fmt: skip
+        entry["layers"].append(
+            {"batch": batch, "dtype": self.dtype, "layout": plan.layout, "rows": layers}
+        )
 
 
 def run_networks(
@@ -113,69 +154,31 @@ def run_networks(
     device: torch.device,
     settings: Settings,
     path: Path | None,
+    seconds: float | None = None,
     print_layers: bool = False,
 ) -> Record:
-    """Measure networks, save, print. Exits with 130 when interrupted, 1 when ours is wrong."""
-    names = check_names(names)
-    peaks = Peaks(device)
+    """Measure networks or their training steps, save, print. Exits as :func:`run.run_jobs`."""
     record = Record(path, device, settings)
-    record.peaks = peaks
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    with record:
-        try:
-            with progress_bar() as progress:
-                task = progress.add_task("networks", total=len(names))
-                for name in names:
-                    _measure_network(name, plan, device, settings, peaks, record, progress, task)
-                    progress.advance(task)
-        finally:
-            if print_layers:
-                for entry in record.content["models"]:
-                    for layers in entry["layers"]:
-                        show.console.print(layers_table(entry, layers))
-            record.save()
-            print_summary(record.content)
-    return record
+    jobs = []
+    for name in check_names(names):
+        # One network is held at a time: its jobs follow each other.
+        build = partial(_build, name, plan.photographs)
+        flops = 0 if plan.batches else networks.flops_of(_outline(name))
+        for dtype in plan.dtypes:
+            batches = _batches(plan, flops, device)
+            jobs += _Series(build, plan, dtype, device, record, batches).jobs(name)
+    title = "training steps" if plan.training else "networks"
+    report = partial(print_summary, print_layers=print_layers)
+    return run_jobs(jobs, title, device, settings, path, seconds, report, record)
 
 
-def run_training(
-    names: Sequence[str],
-    plan: Plan,
-    device: torch.device,
-    settings: Settings,
-    path: Path | None,
-) -> Record:
-    """Measure training steps, save, print; exits as :func:`run_networks`."""
-    names = check_names(names)
-    peaks = Peaks(device)
-    record = Record(path, device, settings)
-    record.peaks = peaks
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    with record:
-        try:
-            with progress_bar() as progress:
-                task = progress.add_task("training steps", total=len(names))
-                for name in names:
-                    network = networks.build(name, plan.photographs)
-                    record.add_model(network.facts())
-                    for dtype in plan.dtypes:
-                        for batch in plan.batches:
-                            case = training.make_case(
-                                network, batch, dtype, plan.layout, device, plan.compile_modes
-                            )
-                            progress.update(task, description=case.name)
-                            rows = measure(case, settings, peaks)
-                            for row in rows:
-                                if row["status"] == "ok":
-                                    _extras(case, row, plan)
-                            record.add(rows)
-                    progress.advance(task)
-        finally:
-            record.save()
-            print_summary(record.content)
-    return record
+_build = functools.lru_cache(maxsize=1)(networks.build)
+
+
+def _outline(text: str):
+    """The network in torch's own ops, without memory for its weights."""
+    with torch.device("meta"):
+        return eager_twin(models.create(*networks.parse_name(text)))
 
 
 def layers_table(entry: dict, layers: dict):
@@ -222,8 +225,12 @@ def layers_table(entry: dict, layers: dict):
     return table
 
 
-def print_summary(content: dict) -> None:
-    """One line per network, batch and implementation of ours."""
+def print_summary(content: dict, print_layers: bool = False) -> None:
+    """One line per network, batch and implementation; layer by layer where asked for."""
+    if print_layers:
+        for entry in content["models"]:
+            for layers in entry["layers"]:
+                show.console.print(layers_table(entry, layers))
     parameters = {(m["model"], m["variant"]): m for m in content["models"]}
     precisions = sorted({f"{row['dtype']} {row['layout']}" for row in content["rows"]})
     table = show.new_table(f"{show.machine_line(content)} · {', '.join(precisions)}")
@@ -235,6 +242,8 @@ def print_summary(content: dict) -> None:
     ):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     for row in content["rows"]:
+        if row["status"] in ("absent", "cut"):
+            continue  # named once, below
         entry = parameters[row["model"], row["variant"]]
         head = (
             row["model"] + (f":{row['variant']}" if row["variant"] != "paper" else ""),
@@ -247,7 +256,7 @@ def print_summary(content: dict) -> None:
             table.add_row(*head, Text(row["status"].upper(), style="red"))  # the reason: below
             continue
         us = row["cold"]["median_us"]
-        rival = show.best_rival(row, content["rows"]) if row["ours"] else None
+        rival = ratios.best_rival(row, content["rows"]) if row["ours"] else None
         peak, used = row.get("peak_bytes"), row.get("energy")
         table.add_row(
             *head,
@@ -262,7 +271,7 @@ def print_summary(content: dict) -> None:
             f"{row['check']['error']:.1e}",
         )
     show.console.print(table)
-    show.print_verdicts(content["rows"])
+    show.print_verdicts(content)
 
 
-__all__ = ["FAMILIES", "MORE", "Plan", "finish", "print_summary", "run_networks", "run_training"]
+__all__ = ["FAMILIES", "MORE", "Plan", "finish", "print_summary", "run_networks"]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .case import LAYOUTS, Candidate, Case, dtype_of
-from .networks import Network, flops_of
+from .networks import Network, case_name, case_of, draw, flops_of
+from .rivals import compiled
 
 FAMILIES = ("lenet5_modern", "alexnet", "vgg16", "googlenet", "resnet50")
 QUICK_FAMILIES = {"cuda": ("alexnet", "resnet50"), "cpu": ("lenet5_modern", "resnet18")}
@@ -91,10 +93,7 @@ def make_case(
     exact = _ready(network.twin, device, "NCHW", torch.float64)
 
     def make_inputs(generator):
-        order = torch.randint(
-            len(network.pool), (batch,), generator=generator, device=generator.device
-        )
-        x = network.pool[order.cpu()].to(device).contiguous(memory_format=LAYOUTS[layout])
+        x = draw(network, batch, device, layout, generator)
         return x, torch.randint(CLASSES, (batch,), generator=generator, device=device)
 
     def oracle(x, target):
@@ -105,19 +104,15 @@ def make_case(
 
     candidates = {"eager": _candidate(twin, twin, dtype, device, False)}
     for mode in compile_modes:
-        torch._dynamo.reset()
         model = _ready(network.twin, device, layout)
-        compiled = torch.compile(model, dynamic=False, mode=None if mode == "default" else mode)
-        candidates[f"compile {mode}"] = _candidate(model, compiled, dtype, device, False)
+        made = _candidate(model, compiled(model, mode), dtype, device, False)
+        candidates[f"compile {mode}"] = replace(made, slow=True)
     candidates["cnnkernels"] = _candidate(ours, ours, dtype, device, True)
-    image = network.pool[0].numel()
-    return Case(
+    return case_of(
+        network, batch, dtype, layout,
         suite="train",
-        name=f"train {network.name}:{network.variant} batch {batch} {dtype} {layout}",
+        name=f"train {case_name(network, batch, dtype, layout)}",
         op="training step",
-        dtype=dtype,
-        layout=layout,
-        shape=(batch, *network.pool.shape[1:]),
         device=device,
         make_inputs=make_inputs,
         candidates=candidates,
@@ -125,11 +120,8 @@ def make_case(
         per_image=(True, True),
         flops=flops_of(network.twin, training=True) * batch,
         # Parameters read twice, gradient and momentum written, parameters written: fp32 all.
-        read_bytes=4 * (2 * network.parameters + batch * image),
+        read_bytes=4 * (2 * network.parameters + batch * network.pool[0].numel()),
         write_bytes=4 * 3 * network.parameters,
-        hide_host=False,
-        fast_algorithms=dtype in ("fp32", "tf32"),
         slack=4.0,
         whole=True,
-        extra={"model": network.name, "variant": network.variant, "batch": batch},
-    )
+    )  # fmt: skip

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from cnnkernels.bench import checks, measure, show
+from cnnkernels.bench import checks, measure, ratios, show
 from cnnkernels.bench.case import Candidate, Case, count, random_tensor
 from cnnkernels.bench.peaks import Peaks
 
 CPU = torch.device("cpu")
 SHAPE = (6, 16, 20, 20)
-QUICK = measure.Settings.quick(max_seconds=0.05, warm=False)
+QUICK = measure.Settings.quick(max_seconds=0.05, warm=False, max_noise=math.inf)
+MACHINE = {"cpu": "a", "threads": 1}
+CONTENT = {"gpu": None, "machine": MACHINE, "peaks": {}, "versions": {"torch": "2"}}
 
 
 class FixedPeaks(Peaks):
@@ -197,7 +201,7 @@ def test_images_outside_the_fp64_sample_are_compared_with_a_rival(monkeypatch):
 def test_no_speed_is_printed_for_a_refused_row(capsys):
     rows = list(rows_of(add_relu_case(skips_a_channel)).values())
     with show.console.capture() as capture:
-        show.print_rows(rows, "title")
+        show.print_content({**CONTENT, "rows": rows})
     text = capture.get()
     assert "WRONG" in text and "1 rows without a speed" in text
     line = next(line for line in text.splitlines() if "WRONG" in line)
@@ -231,5 +235,5 @@ def test_peaks_of_this_machine_are_sane():
 
 
 def test_geometric_mean():
-    assert show.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
-    assert show.geometric_mean([]) is None
+    assert ratios.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+    assert ratios.geometric_mean([]) is None

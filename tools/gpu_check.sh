@@ -1,62 +1,75 @@
 #!/usr/bin/env bash
-# Checks and measures everything that needs an NVIDIA GPU, without a network, in under 8 minutes.
+# Checks and measures everything that needs an NVIDIA GPU, without a network.
 #   tools/gpu_check.sh OUT
-# A carried build (cnnkernels/*.so) is used where it loads; otherwise it is built in place for this GPU.
-# Cheapest first: build, stand-alone check programs under compute-sanitizer, tests, benchmarks. Every
-# step has a time limit, a failing step does not stop the next, and OUT gets a log and the JSON files.
+# Cheapest first; a failing step does not stop the next. OUT gets one log per step, the JSON files
+# and summary.txt, a table of the steps. Exit code 1 when a step failed, was late or was skipped.
 #
+# STEPS    groups or steps, in this order (all):
+#            check = build checks sanitizers tests        at most 9.5 minutes
+#            bench = ops conv models train kernel         at most 9.5 minutes
+#            long  = own compile                          at most 9.5 minutes
+# BUDGET   seconds in all (1710); "STEPS=bench BUDGET=570" is one call of under 10 minutes
 # PYTHON   interpreter with torch, triton, pybind11, pytest (python3)
-# BUDGET   seconds in all (480)
-# STEPS    which steps to run (build checks tests ops conv models train); "more" adds the long tables
-# CHECKS   folder with built check programs; without it they are built from tests/cuda/*.cu
+# CHECKS   folder of built check programs; those that are missing are built from tests/cuda (build/checks)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 OUT=${1:?usage: tools/gpu_check.sh OUT}
 PYTHON=${PYTHON:-python3}
-BUDGET=${BUDGET:-480}
-STEPS=${STEPS:-build checks tests ops conv models train}
+BUDGET=${BUDGET:-1710}
 CHECKS=${CHECKS:-build/checks}
-mkdir -p "$OUT"
+STEPS=" ${STEPS:-check bench long} "
+STEPS=${STEPS/ check / build checks sanitizers tests }
+STEPS=${STEPS/ bench / ops conv models train kernel }
+STEPS=${STEPS/ long / own compile }
+mkdir -p "$OUT/logs"
 OUT=$(cd "$OUT" && pwd)
-LOG=$OUT/log.txt
 SUMMARY=$OUT/summary.txt
-: >"$LOG"
 : >"$SUMMARY"
 START=$SECONDS
 FAILED=0
-export PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1 COLUMNS=170
-BENCH="$PYTHON -m cnnkernels.cli bench"
+COUNT=0
+export PYTHON CHECKS PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1 COLUMNS=170
 
 say() { echo "$*" | tee -a "$SUMMARY"; }
-wanted() { [[ " $STEPS " == *" $1 "* ]]; }
+wanted() { [[ $STEPS == *" $1 "* ]]; }
+row() { say "$(printf '%-5s %5s s of %5s  %-34s %s' "$@")"; }
 
-# step NAME LIMIT COMMAND...: run under a time limit, output to the log, one line of result.
+# step NAME LIMIT COMMAND...: run under a time limit, output to a log of its own, one row of result.
 step() {
-  local name=$1 limit=$2 left=$((BUDGET - (SECONDS - START))) begin=$SECONDS code
+  local name=$1 limit=$2 left=$((BUDGET - (SECONDS - START))) begin=$SECONDS code state
   shift 2
-  if ((left < 10)); then
-    say "skip  $name: the budget of $BUDGET s is spent"
+  COUNT=$((COUNT + 1))
+  local log
+  log=$(printf '%s/logs/%02d-%s.log' "$OUT" "$COUNT" "${name//[^a-zA-Z0-9_.]/-}")
+  if ((left < 2)); then
+    row skip 0 "$limit" "$name" "the budget of $BUDGET s is spent"
     FAILED=1
     return 1
   fi
   ((limit = limit < left ? limit : left))
-  printf '\n===== %s (limit %s s): %s\n' "$name" "$limit" "$*" >>"$LOG"
-  timeout -k 10 "$limit" "$@" >>"$LOG" 2>&1
+  echo "$*" >"$log"
+  timeout -k 10 "$limit" "$@" >>"$log" 2>&1
   code=$?
   case $code in
-    0) say "ok    $name: $((SECONDS - begin)) s" ;;
-    124 | 130 | 137)
-      say "LATE  $name: stopped after $((SECONDS - begin)) s; what it measured is saved"
-      FAILED=1
-      ;;
-    *)
-      say "FAIL  $name: exit $code after $((SECONDS - begin)) s"
-      tail -n 15 "$LOG" | cut -c1-200
-      FAILED=1
-      ;;
+    0) state=ok ;;
+    124 | 130 | 137) state=LATE ;; # a benchmark has saved what it measured
+    *) state=FAIL ;;
   esac
+  row "$state" $((SECONDS - begin)) "$limit" "$name" "${log#"$OUT"/}$([[ $state == FAIL ]] && echo " (exit $code)")"
+  if [[ $state != ok ]]; then
+    FAILED=1
+    tail -n 8 "$log" | cut -c1-160 | sed 's/^/        /' | tee -a "$SUMMARY"
+  fi
   return $code
+}
+in_shell() { step "$1" "$2" bash -c "set -uo pipefail; $3"; }
+
+# bench NAME LIMIT ARGUMENTS...: stops itself a little before the limit, and lists what it cut.
+bench() {
+  local name=$1 limit=$2
+  shift 2
+  step "bench $name" "$limit" "$PYTHON" -m cnnkernels.cli bench "$@" --budget $((limit * 8 / 10))
 }
 
 environment() {
@@ -64,6 +77,11 @@ environment() {
   command -v nvcc >/dev/null && nvcc --version | tail -n 2
   "$PYTHON" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__,
     "cuDNN", torch.backends.cudnn.version(), torch.cuda.get_device_name())'
+}
+
+arch() { # as in 9.0a
+  "$PYTHON" -c 'import torch; c = torch.cuda.get_device_capability()
+print(f"{c[0]}.{c[1]}" + ("a" if c[0] >= 9 else ""))'
 }
 
 loads() { # cpu, cuda or plan: whether that compiled part loads here
@@ -77,24 +95,23 @@ PY
 }
 
 build() { # only what does not load
-  local targets=()
+  local targets=() found
   for part in cpu cuda plan; do loads $part || targets+=("$part"); done
   ((${#targets[@]})) || return 0
-  local arch
-  arch=$("$PYTHON" -c 'import torch; c = torch.cuda.get_device_capability()
-print(f"{c[0]}.{c[1]}" + ("a" if c[0] >= 9 else ""))') || return 1
-  CNNKERNELS_TARGETS=$(IFS=';'; echo "${targets[*]}") TORCH_CUDA_ARCH_LIST=$arch \
+  found=$(arch) || return 1
+  CNNKERNELS_TARGETS=$(IFS=';'; echo "${targets[*]}") TORCH_CUDA_ARCH_LIST=$found \
     "$PYTHON" setup.py build_ext --inplace || return 1
   for part in "${targets[@]}"; do loads "$part" || return 1; done
 }
 
-build_check() { # SOURCE: the sources it links are named in its head comment
-  local name sources
-  name=$(basename "$1" .cu)
-  sources=$(head -n 12 "$1" | grep -o 'csrc/[^ ]*\.cu\b' | sort -u)
-  # shellcheck disable=SC2086  # several words on purpose
-  nvcc -O3 -std=c++17 -Icsrc --expt-relaxed-constexpr -gencode arch=compute_90a,code=sm_90a \
-    "$1" $sources -o "$CHECKS/$name" -lcuda
+build_check() { # SOURCE: the sources it links are named in its head comment, as patterns
+  local sources found number
+  found=$(arch) || return 1
+  number=${found/./}
+  eval "sources=($(head -n 14 "$1" | grep -o 'csrc/[^ ]*\.cu\b' | sort -u | tr '\n' ' '))"
+  nvcc -O3 -std=c++17 -Icsrc --expt-relaxed-constexpr \
+    -gencode "arch=compute_$number,code=sm_$number" \
+    "$1" "${sources[@]}" -o "$CHECKS/$(basename "$1" .cu)" -lcuda
 }
 
 build_checks() {
@@ -106,50 +123,68 @@ build_checks() {
   for job in $(jobs -p); do wait "$job" || code=1; done
   return $code
 }
-export -f environment loads build build_check build_checks
-export PYTHON CHECKS
-in_shell() { step "$1" "$2" bash -c "set -uo pipefail; $3"; }
+export -f environment arch loads build build_check build_checks
 
-in_shell environment 60 environment || { say "no usable NVIDIA GPU, torch or triton here: nothing to check"; exit 1; }
-wanted build && in_shell build 280 build
-step doctor 60 "$PYTHON" -m cnnkernels.cli doctor
-
-if wanted checks && compgen -G "tests/cuda/check_*.cu" >/dev/null; then
-  in_shell "check programs: build" 120 build_checks
+each_check() { # COMMAND...: with every check program's path
   for source in tests/cuda/check_*.cu; do
-    program=$CHECKS/$(basename "$source" .cu)
-    [[ -x $program ]] || continue
-    step "$(basename "$program")" 30 "$program" || continue
-    if command -v compute-sanitizer >/dev/null; then
-      for tool in memcheck racecheck; do
-        step "$(basename "$program") under $tool" 45 \
-          compute-sanitizer --tool "$tool" --error-exitcode 9 "$program"
-      done
-    fi
+    local program=$CHECKS/$(basename "$source" .cu)
+    [[ -x $program ]] && "$@" "$program"
+  done
+}
+plain() { step "$(basename "$1")" 60 "$1"; }
+sanitized() { # the small cases alone of a program that knows the argument
+  local small
+  small=$(grep -o '"small"' "tests/cuda/$(basename "$1").cu" | head -n 1 | tr -d '"')
+  for tool in memcheck racecheck; do
+    # shellcheck disable=SC2086
+    step "$(basename "$1") $tool" 60 compute-sanitizer --tool $tool --error-exitcode 9 "$1" $small
+  done
+}
+
+say "state  used    limit  step                               log"
+in_shell environment 60 environment ||
+  { say "no usable NVIDIA GPU, torch or triton here: nothing to check"; exit 1; }
+wanted build && in_shell build 240 build
+wanted build && step doctor 60 "$PYTHON" -m cnnkernels.cli doctor
+if wanted checks || wanted sanitizers; then in_shell "check programs: build" 120 build_checks; fi
+wanted checks && each_check plain
+if wanted sanitizers; then
+  command -v compute-sanitizer >/dev/null && each_check sanitized
+fi
+if wanted tests; then
+  parallel=$("$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n 8")
+  # shellcheck disable=SC2086
+  step "tests marked gpu" 180 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider $parallel \
+    -o timeout=100 --tb=short
+  grep -ahE '^(FAILED|ERROR) |[0-9]+ (passed|failed)' "$OUT"/logs/*-tests-marked-gpu.log |
+    tail -n 25 | cut -c1-180 | sed 's/^/        /' | tee -a "$SUMMARY"
+fi
+
+wanted ops && bench ops 220 ops --maps alex_c1 --seconds 0.2 --no-warm --out "$OUT"
+wanted conv && bench conv 100 conv --batch 64 --seconds 0.2 --out "$OUT"
+wanted models && bench models 110 models --photographs --compile none --out "$OUT"
+wanted train && bench train 60 train --out "$OUT"
+if wanted kernel; then
+  layer="64x56x56x64->64 3x3/1"
+  bench "kernel, sweep" 25 kernel conv2d_relu:cuda --shape "$layer" --sweep --out "$OUT"
+  bench "kernel, ncu" 40 kernel conv2d_relu:cuda --shape "$layer" --quick --ncu
+fi
+if wanted own; then # the whole table: own kernels alone and the automatic choice
+  for dtype in bf16 fp16 tf32; do
+    bench "conv, own kernels, $dtype" 100 conv --batch 64,256 --dtype $dtype --own --no-warm \
+      --seconds 0.1 --out "$OUT/own-$dtype"
   done
 fi
-
-if wanted tests; then
-  parallel=$("$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n 4")
-  # shellcheck disable=SC2086
-  step "tests marked gpu" 150 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider $parallel \
-    -o timeout=100 --tb=short
-  grep -aE '^(FAILED|ERROR) |[0-9]+ (passed|failed)' "$LOG" | tail -n 25 | cut -c1-180 | tee -a "$SUMMARY"
+if wanted compile; then # slow compilers; what the budget cuts is listed
+  bench "conv, compilers" 150 conv --batch 64 --no-residual --compile max-autotune,frozen \
+    --no-warm --seconds 0.1 --out "$OUT/compile"
+  bench "models, compilers" 110 models alexnet vgg16 googlenet resnet50 --batch 64 \
+    --compile default,max-autotune,frozen --no-energy --out "$OUT/compile"
 fi
 
-wanted conv && step "bench conv, batch 64" 110 $BENCH conv --batch 64 --seconds 0.2 --out "$OUT"
-wanted ops && step "bench ops" 80 $BENCH ops --dtype bf16 --quick --out "$OUT"
-wanted models && step "bench models" 90 $BENCH run --quick --photographs --no-layers --out "$OUT"
-wanted train && step "bench train" 60 $BENCH train --quick --out "$OUT"
-if wanted more; then
-  step "bench conv, batch 256" 150 $BENCH conv --batch 256 --seconds 0.2 --out "$OUT/more"
-  step "bench conv, other precisions" 200 $BENCH conv --batch 64 --dtype fp16,tf32 \
-    --seconds 0.2 --no-residual --out "$OUT/precisions"
-  step "bench ops, all" 200 $BENCH ops --dtype bf16,fp32,fp16 --seconds 0.3 --out "$OUT/more"
-fi
-
-for file in "$OUT"/conv.json "$OUT"/ops.json "$OUT"/bench.json "$OUT"/train.json; do
-  [[ -f $file ]] && $BENCH show "$file" --brief 2>>"$LOG" | tee -a "$SUMMARY"
+for file in "$OUT"/*.json "$OUT"/*/*.json; do
+  [[ -f $file ]] || continue
+  "$PYTHON" -m cnnkernels.cli bench show "$file" --brief >>"$OUT/results.txt" 2>&1
 done
-say "total $((SECONDS - START)) s; log: $LOG"
+say "total $((SECONDS - START)) s; logs in $OUT/logs, benchmarks in $OUT/results.txt"
 exit $FAILED

@@ -1,9 +1,10 @@
 """How long something takes on a device: medians of interleaved runs, on cold or warm caches.
 
 GPU times are between CUDA events. Python's cost of enqueuing is hidden behind a short spin on the
-device where ``hide_host`` is set, so that a kernel's time is the device's. CPU times are the
-host's clock. "Cold" means that a buffer of at least twice the last-level cache was written just
-before. Rivals take turns (A B A B), so that a change of clocks meets all of them.
+device where ``hide_host`` is set, so that a kernel's time is the device's: a run whose enqueuing
+took longer than its spin is repeated behind a longer one. CPU times are the host's clock. "Cold"
+means that a buffer of at least twice the last-level cache was written just before. Rivals take
+turns (A B A B), so that a change of clocks meets all of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 CUDA_FLUSH_BYTES = 256 << 20
 DEFAULT_LLC_BYTES = 32 << 20  # where the machine does not say
 MAX_SPIN_SECONDS = 5e-3
+SPIN_TRIES = 3  # runs of one candidate in a round, until one's enqueuing fits its spin
 SPIN_CYCLES_PER_SECOND = 2e9  # above any current GPU's clock: the spin is at least this long
 
 
@@ -106,10 +108,8 @@ def nvml_handle(device: torch.device):
 
         pynvml.nvmlInit()
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        try:
-            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        except pynvml.NVMLError:
-            return pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+        # Never by index: CUDA_VISIBLE_DEVICES renumbers, and another GPU's energy would be read.
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid)
     except Exception:  # no NVML, no driver, a container that hides it: the numbers say "n/a"
         return None
 
@@ -120,20 +120,23 @@ def synchronize(device: torch.device) -> None:
 
 
 def _time_once(fn: Callable, device: torch.device, spin_seconds: float):
-    """(function giving the seconds once the device is synchronized, output) of one call."""
+    """One call: (function giving its seconds once the device is synchronized, its output, whether
+    the device may have waited for the host)."""
     if device.type != "cuda":
         start = time.perf_counter()
         out = fn()
         seconds = time.perf_counter() - start
-        return (lambda: seconds), out
+        return (lambda: seconds), out, False
     first = torch.cuda.Event(enable_timing=True)
     last = torch.cuda.Event(enable_timing=True)
+    start = time.perf_counter()
     if spin_seconds > 0:
         torch.cuda._sleep(int(spin_seconds * SPIN_CYCLES_PER_SECOND))
     first.record()
     out = fn()
     last.record()
-    return (lambda: first.elapsed_time(last) * 1e-3), out
+    enqueued = time.perf_counter() - start
+    return (lambda: first.elapsed_time(last) * 1e-3), out, 0 < spin_seconds < enqueued
 
 
 def _nothing(*_args) -> None:
@@ -204,15 +207,19 @@ def interleaved(
         order = list(fns) if index % 2 == 0 else list(reversed(fns))
         pending = {}
         for name in order:
-            before_run(name)
-            if cold:
-                flush_caches(device)
-            else:
-                fns[name]()
-            spin = min(1.5 * host[name] + 2e-5, MAX_SPIN_SECONDS) if hide_host else 0.0
-            pending[name], out = _time_once(fns[name], device, spin)
-            after_run(name, out)
-            del out  # its memory is the next run's
+            for _ in range(SPIN_TRIES):
+                before_run(name)
+                if cold:
+                    flush_caches(device)
+                else:
+                    fns[name]()
+                spin = min(1.5 * host[name] + 2e-5, MAX_SPIN_SECONDS) if hide_host else 0.0
+                pending[name], out, starved = _time_once(fns[name], device, spin)
+                after_run(name, out)
+                del out  # its memory is the next run's
+                if not starved or spin == MAX_SPIN_SECONDS:
+                    break
+                host[name] *= 2
         synchronize(device)
         for name, read in pending.items():
             seconds[name].append(read())
@@ -249,7 +256,7 @@ class DeviceClock:
             if cold:
                 flush_caches(device)
             spin = 2e-4 if device.type == "cuda" else 0.0
-            read, out = _time_once(lambda: fn(*args, **kwargs), device, spin)
+            read, out, _ = _time_once(lambda: fn(*args, **kwargs), device, spin)
             synchronize(device)
             self._now += read()
             return out
