@@ -107,8 +107,7 @@ def test_a_record_survives_an_error_and_says_it_is_incomplete(tmp_path):
     assert saved["machine"]["cpu"] and saved["machine"]["threads"] >= 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_valid_json(tmp_path, number):
+def test_an_interrupted_run_leaves_valid_json(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "cnnkernels.cli", "bench", "ops", "--only", "add+relu",
@@ -120,12 +119,26 @@ def test_an_interrupted_run_leaves_valid_json(tmp_path, number):
     while time.monotonic() < deadline and process.poll() is None and not path.exists():
         time.sleep(0.05)
     assert path.exists(), process.communicate(timeout=10)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     saved = record.load(path)
     assert saved["complete"] is False and saved["rows"], err
     assert "interrupted" in err and "add+relu" in out
+
+
+def test_being_ended_by_a_time_limit_leaves_valid_json_too(tmp_path, capsys):
+    """SIGTERM, as timeout(1) sends it."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit:
+        with record.Record(tmp_path / "x.json", CPU, Settings()) as made:
+            made.add([ok_row("a", "eager", 1.0), ok_row("b", "eager", 1.0)])
+            os.kill(os.getpid(), signal.SIGTERM)
+            made.add([ok_row("c", "eager", 1.0)])
+    assert exit.value.code == 130 and "2 rows measured" in capsys.readouterr().err
+    saved = record.load(tmp_path / "x.json")
+    assert saved["complete"] is False and len(saved["rows"]) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_bad_files_are_named(files):

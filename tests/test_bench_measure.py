@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from cnnkernels.bench import checks, measure, ratios, show
+import cnnkernels
+from cnnkernels.bench import checks, measure, ops, ratios, show
 from cnnkernels.bench.case import Candidate, Case, count, random_tensor
 from cnnkernels.bench.peaks import Peaks
+from cnnkernels.testing import timing
 
 CPU = torch.device("cpu")
 SHAPE = (6, 16, 20, 20)
 QUICK = measure.Settings.quick(max_seconds=0.05, warm=False, max_noise=math.inf)
 MACHINE = {"cpu": "a", "threads": 1}
 CONTENT = {"gpu": None, "machine": MACHINE, "peaks": {}, "versions": {"torch": "2"}}
+
+
+@pytest.fixture(autouse=True)
+def _small_cache(monkeypatch):
+    """Outputs are what is judged here: flushing a real cache before every run takes a minute."""
+    monkeypatch.setattr(timing, "last_level_cache_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(timing, "_flush_buffer", lambda device: torch.empty(1 << 19))
 
 
 class FixedPeaks(Peaks):
@@ -161,6 +171,76 @@ def test_a_backward_that_ignores_the_gradient_gets_none():
     rows = rows_of(case)
     assert rows["eager"]["status"] == "ok"
     assert_refused(rows["planted"])
+
+
+# --- the fused chain's backward pass: where rounding decides which element is pooled ------------
+
+CHAIN = next(spec for spec in ops.SPECS if spec.op == "relu_lrn_max_pool2d")
+CHAIN_SHAPE = (2, 16, 25, 25)
+
+
+def as_eager_rounds(x, size, alpha, beta, k, kernel_size, stride):
+    """Eager's chain as on a GPU, where every step rounds to the dtype. (It has no bf16 on a CPU.)"""
+    x = F.relu(x)
+    padding = (0, 0, 0, 0, size // 2, size // 2)
+    squares = F.pad((x * x).float().unsqueeze(1), padding)
+    mean = F.avg_pool3d(squares, (size, 1, 1), stride=1).squeeze(1).to(x.dtype)
+    return F.max_pool2d(x / (mean * alpha + k).pow(beta), kernel_size, stride)
+
+
+def backward_of_the_last_maximum(x, size, alpha, beta, k, kernel_size, stride):
+    """A wrong op: its values are right, its gradient goes to the last maximum of a window."""
+    out = F.local_response_norm(F.relu(x.float()), size, alpha, beta, k).to(x.dtype).float()
+    return F.max_pool2d(out.flip(2, 3), kernel_size, stride).flip(2, 3).to(x.dtype)
+
+
+def chain_rows(spec, **fns):
+    case = ops.make_case(spec, "backward", CHAIN_SHAPE, "bf16", "NHWC", CPU)
+    case.candidates = {
+        name: ops._backward(lambda x, f=fn: f(x, **spec.kwargs)) for name, fn in fns.items()
+    }
+    case.baseline = next(iter(fns))
+    return {name: row["status"] for name, row in rows_of(case).items()}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("tie_free", [0, 3])
+def test_the_chain_is_judged_by_where_it_pools_rounded_values(dtype, tie_free):
+    """Our op pools the first maximum of the rounded values: right, ties or not."""
+    spec = dataclasses.replace(CHAIN, tie_free=tie_free)
+    case = ops.make_case(spec, "backward", CHAIN_SHAPE, dtype, "NHWC", CPU)
+    case.candidates = {"cnnkernels": case.candidates["cnnkernels"]}
+    peaks = FixedPeaks()
+    peaks.matmul["fp16"] = 1e15
+    assert rows_of(case, peaks)["cnnkernels"]["status"] == "ok"
+
+
+def test_ties_are_decided_by_rounded_values():
+    """Without that an op that does as documented is refused: the reason that it is so."""
+    ours = cnnkernels.relu_lrn_max_pool2d
+    unrounded = dataclasses.replace(CHAIN, tie_free=0, oracle=lambda dtype: CHAIN.eager)
+    assert chain_rows(unrounded, ours=ours) == {"ours": "wrong"}
+    tied = dataclasses.replace(CHAIN, tie_free=0)
+    found = chain_rows(tied, ours=ours, last=backward_of_the_last_maximum)
+    assert found == {"ours": "ok", "last": "wrong"}
+
+
+def test_on_the_data_that_is_timed_rounding_after_every_step_is_right_too():
+    assert chain_rows(CHAIN, eager=as_eager_rounds) == {"eager": "ok"}
+    tied = dataclasses.replace(CHAIN, tie_free=0)
+    assert chain_rows(tied, eager=as_eager_rounds) == {"eager": "wrong"}
+
+    def shifted(x, **kwargs):
+        return as_eager_rounds(x.roll(1, 3), **kwargs)
+
+    assert chain_rows(CHAIN, shifted=shifted) == {"shifted": "wrong"}
+
+
+def test_tie_free_windows_stay_so_whatever_the_signs():
+    x = ops.tie_free_tensor(torch.Generator().manual_seed(0), CHAIN_SHAPE, "bf16", "NHWC", 3)
+    windows = F.unfold(x.abs().float(), 3, stride=2).view(2, 16, 9, -1).sort(2).values
+    assert float((windows[:, :, 1:] / windows[:, :, :-1]).min()) > 1.02
+    assert 0.3 < float((x > 0).float().mean()) < 0.7 and x.abs().unique().numel() > 90
 
 
 def test_faster_than_the_machine_is_an_error():

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,11 +32,20 @@ from cnnkernels.bench import (
 )
 from cnnkernels.bench.layers import LAYERS
 from cnnkernels.bench.peaks import Peaks
+from cnnkernels.cli import main
+from cnnkernels.testing import timing
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 QUICK = measure.Settings.quick(max_seconds=0.05, warm=False, max_noise=math.inf)
 TINY = ("lenet5", "lenet5_modern", "resnet20_cifar", "inception_bottleneck")
+
+
+@pytest.fixture(autouse=True)
+def _small_cache(monkeypatch):
+    """No speed is judged here: flushing a real cache before every run takes a minute."""
+    monkeypatch.setattr(timing, "last_level_cache_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(timing, "_flush_buffer", lambda device: torch.empty(1 << 19))
 
 
 @pytest.fixture
@@ -195,11 +205,40 @@ def test_energy_reads_rapl_and_its_wrap(tmp_path, monkeypatch):
     (domain / "energy_uj").write_text("100\n")
     assert counter.joules() == pytest.approx(200e-6)
     assert energy.measure(lambda: None, CPU, 1) is None  # a counter that does not move
-    ticks = iter(range(200, 10**9, 3))
-    found = energy.measure(
-        lambda: (domain / "energy_uj").write_text(str(next(ticks) % 1000)), CPU, images=2
-    )
-    assert found["source"] == "RAPL" and found["joules_per_image"] > 0 and found["watts"] > 0
+
+
+@pytest.mark.parametrize("step", [0.02, 0.1, 0.7])
+def test_energy_of_a_gpu_whose_counter_moves_in_steps(monkeypatch, step):
+    """300 W, NVML's counter in mJ; 2 ms per run of 4 images: 0.15 J per image."""
+    gpu, clock = torch.device("cuda", 0), [0.0]
+
+    def total(handle):
+        assert handle == "the handle"
+        return int(300_000 * step * int(clock[0] / step)) + 123_456_789
+
+    def run():
+        clock[0] += 2e-3
+
+    nvml = SimpleNamespace(nvmlDeviceGetTotalEnergyConsumption=total)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(energy.timing, "nvml_handle", lambda device: "the handle")
+    monkeypatch.setattr(energy.timing, "synchronize", lambda device: None)
+    monkeypatch.setattr(energy.time, "perf_counter", lambda: clock[0])
+    found = energy.measure(run, gpu, images=4)
+    assert found["source"] == "NVML" and 1.0 <= found["seconds"] < 2.5
+    assert found["watts"] == pytest.approx(300, rel=0.02)
+    assert found["joules_per_image"] == pytest.approx(0.15, rel=0.02)
+
+
+def test_energy_is_na_where_nvml_refuses(monkeypatch):
+    def refuses(handle):
+        raise RuntimeError("Not Supported")
+
+    nvml = SimpleNamespace(nvmlDeviceGetTotalEnergyConsumption=refuses)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(energy.timing, "nvml_handle", lambda device: "the handle")
+    monkeypatch.setattr(energy.timing, "synchronize", lambda device: None)
+    assert energy.measure(lambda: None, torch.device("cuda", 0), images=1) is None
 
 
 # --- one kernel ------------------------------------------------------------------------------
@@ -268,19 +307,18 @@ def test_unknown_networks_are_named():
             suite.check_names(names)
 
 
-def test_the_main_job_on_one_network(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "cnnkernels.cli", "bench", "lenet5_modern", "--quick",
-         "--photographs", "--seconds", "0.05", "--out", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_the_main_job_on_one_network(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["bench", "lenet5_modern", "--quick", "--photographs", "--seconds", "0.05",
+              "--out", str(tmp_path)])  # fmt: skip
+    out = capsys.readouterr().out
+    assert not exit.value.code, out
     saved = record.load(tmp_path / "bench.json")
     assert saved["complete"] and saved["models"][0]["layers"][0]["rows"]
     assert "photographs from" in saved["models"][0]["images"]
-    assert f"report: {tmp_path}/report.html" in result.stdout
+    assert f"report: {tmp_path}/report.html" in out.replace("\n", "")
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
-    assert "lenet5_modern" in result.stdout and "vs eager" in result.stdout
+    assert "lenet5_modern" in out and "vs eager" in out
     for row in saved["rows"]:
         used = row.get("energy")
         assert used is None or used["joules_per_image"] > 0, "0 joules were never measured"
