@@ -299,10 +299,10 @@ def test_the_automatic_choice_is_compared_with_the_best_backend():
         row("b", "cnnkernels", 4.0), row("b", "cnnkernels cuda", 5.0), row("b", "cudnn fused", 4.0),
         row("c", "cnnkernels", 4.0), row("c", "eager", 1.0),  # no backend to choose
     ]  # fmt: skip
-    (line,) = show.automatic_choice(rows)
+    (line,) = ratios.automatic_choice(rows)
     assert "geometric mean of 2" in line and "time 1.118×" in line
     assert "worst 1.250× of eager (a); 1 beyond 1.03×" in line
-    assert show.automatic_choice(rows[-2:]) == []
+    assert ratios.automatic_choice(rows[-2:]) == []
 
 
 def test_peaks_of_this_machine_are_sane():
