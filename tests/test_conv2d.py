@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -104,6 +105,32 @@ def test_against_fp64(shape, channels_last, backend, device):
             assert out.is_contiguous(memory_format=wanted)
     if not ran:
         pytest.skip(f"{backend}: {reason}")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_channel_slice_of_a_wider_tensor(backend, device):
+    """A slice of a channels_last tensor stays channels_last, in the op and in its fake."""
+    wide = torch.randn(2, 48, 7, 6).to(device, torch.float16)
+    wide = wide.contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(16, 24, 3, 3).to(device, wide.dtype) / 15, torch.zeros(16).to(wide)
+    for first in (0, 8, 20):  # TMA reads the first two in place
+        x = wide[:, first : first + 24]
+        args = (x, weight, bias, [1, 1], [1, 1])
+        with cnnkernels.use(backend):
+            out = cnnkernels.conv2d_relu(*args)
+            dense = cnnkernels.conv2d_relu(
+                x.contiguous(memory_format=torch.channels_last), *args[1:]
+            )
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        exact, plain = expected("conv2d_relu", x, weight, bias, ([1, 1], [1, 1], [1, 1], 1))
+        compare.assert_close(out, exact, torch_out=plain)
+        assert backend != "cuda" or torch.equal(out, dense)
+        with FakeTensorMode() as mode:
+            fake = torch.ops.cnnkernels.conv2d_relu(
+                *(mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in args)
+            )
+        assert fake.stride() == out.stride()
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)

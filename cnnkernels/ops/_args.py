@@ -50,14 +50,25 @@ def pair(value, name: str, minimum: int) -> list[int]:
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:
-    """channels_last when x is so in memory and not also contiguous; the rule of layout_of() in C++."""
+    """channels_last when x is so in memory (or a channel slice of such a tensor) and not also
+    contiguous; for dense tensors the rule of layout_of() in C++."""
     if (
         x.dim() == 4
         and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and (x.is_contiguous(memory_format=torch.channels_last) or is_channel_slice(x))
     ):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def is_channel_slice(x: torch.Tensor) -> bool:
+    """Whether the 4-D x is some of the channels of a wider channels_last tensor: ``wide[:, a:b]``."""
+    _, c, h, w = x.shape
+    n_stride, c_stride, h_stride, pitch = x.stride()
+    return (
+        1 < c < pitch and w > 1 and c_stride == 1 and h_stride == w * pitch
+        and n_stride == h * h_stride
+    )  # fmt: skip
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:

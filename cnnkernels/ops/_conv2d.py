@@ -212,9 +212,10 @@ def _stem_why_not(x, weight, residual, stride, padding, dilation, groups) -> str
 
 
 def cuda_why_not(
-    x, weight, bias, residual, stride, padding, dilation, groups, relu, pool=False
+    x, weight, bias, residual, stride, padding, dilation, groups, relu, pool=False, shortcut=()
 ) -> str | None:
-    """Why the tensor-core kernels can't run (pool: with a 2x2 max-pool in the epilogue)."""
+    """Why the tensor-core kernels can't run (pool: with a 2x2 max-pool in the epilogue; shortcut:
+    [C, H, W, stride, stride] of a projection added to it)."""
     reason = _args.leaf_why_not("_conv2d_cuda", x)
     if reason is not None:
         return reason
@@ -222,14 +223,17 @@ def cuda_why_not(
         return _lib.plan_missing or "this build's planner knows no convolution"
     if _capability(x.device) != (9, 0):
         return "the tensor-core kernels are compiled for sm_90a"
-    if any(t is not None and t.data_ptr() % 16 for t in (x, weight, residual)):
+    # A channel slice of x is read in place where it can be, and copied where not.
+    if any(t is not None and t.data_ptr() % 16 for t in (weight, residual)) or (
+        x.data_ptr() % 16 and x.is_contiguous(memory_format=torch.channels_last)
+    ):
         return "an operand does not start at 16 bytes, as TMA wants"
     if x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
         return "float32 runs in TF32, and torch.backends.cudnn.allow_tf32 is False"
     return _lib.plan.conv_why_not(
         list(x.shape), list(weight.shape), list(stride), list(padding), list(dilation), groups,
         str(x.dtype).removeprefix("torch."), _args.memory_format(x) == torch.channels_last,
-        residual is not None, pool,
+        residual is not None, pool, *([list(shortcut)] if shortcut else []),
     ) or None  # fmt: skip
 
 
@@ -253,9 +257,19 @@ def _cuda_configs(x, weight, bias, residual, stride, padding, dilation, groups, 
     return [{"instance": plan["instance"]} for plan in plans if plan["why_not"] is None]
 
 
+def readable(x: torch.Tensor) -> torch.Tensor:
+    """x itself where TMA can read it (a channel slice too: its pixels lie further apart), or a dense
+    copy."""
+    if _args.is_channel_slice(x) and not (x.data_ptr() | x.stride(3) * x.element_size()) % 16:
+        return x
+    return _args.dense(x)
+
+
 def _cuda(x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None):
     if _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None:
+        x = _args.dense(x)
         return torch.ops.cnnkernels._conv2d_stem_cuda(x, weight, bias, stride, padding, relu)
+    x = readable(x)
     instance = (config or {}).get("instance", "")
     return torch.ops.cnnkernels._conv2d_cuda(
         x, weight, bias, residual, stride, padding, dilation, groups, relu, instance
@@ -327,15 +341,17 @@ def triton_conv2d(
 # --- the list --------------------------------------------------------------------------------
 
 
-def _wrap(fn: Callable) -> Callable:
-    """fn with checked arguments, dense operands in x's memory format, and such an output."""
+def _wrap(fn: Callable, slices: bool = False) -> Callable:
+    """fn with checked arguments, dense operands in x's memory format, and such an output. ``slices``:
+    fn takes a channel slice of a channels_last tensor as it is."""
 
     @functools.wraps(fn)
     def run(x, weight, bias, residual, stride, padding, dilation, groups, relu, **config):
         shape = check(x, weight, bias, residual, stride, padding, dilation, groups)
         if x.shape[0] == 0:
             return empty(x, shape)
-        x = _args.dense(x)
+        if not (slices and _args.is_channel_slice(x)):
+            x = _args.dense(x)
         if residual is not None:
             residual = _args.in_format_of(residual, x)
         pairs = (list(pair) for pair in (stride, padding, dilation))
@@ -357,12 +373,12 @@ def implementations(*, residual: bool, relu: bool) -> list[Impl]:
             x, weight, bias, None, *geometry, relu, **config
         )
 
-    def impl(name, fn, why_not, configs=None) -> Impl:
+    def impl(name, fn, why_not, configs=None, slices=False) -> Impl:
         configs = configs and arguments(configs)
-        return Impl(name, arguments(_wrap(fn)), arguments(why_not), configs=configs)
+        return Impl(name, arguments(_wrap(fn, slices)), arguments(why_not), configs=configs)
 
     return [
-        impl("cuda", _cuda, _cuda_why_not, _cuda_configs),
+        impl("cuda", _cuda, _cuda_why_not, _cuda_configs, slices=True),
         impl("cudnn", _cudnn, _cudnn_why_not),
         impl("cpu", _cpu, _cpu_why_not),
         # After cpu: on CPU tensors it is Triton's interpreter.

@@ -46,14 +46,12 @@ def _chain(x, weight, z, projection, bias, stride, padding, dilation, shortcut_s
 def _fused_why_not(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride):
     if not _lib.has_leaf("_conv2d_projection_cuda"):
         return _args.leaf_why_not("_conv2d_projection_cuda", x)
-    for operand, filters, name, geometry in (
-        (x, weight, "", (stride, padding, dilation)),
-        (z, projection, "shortcut: ", (shortcut_stride, _NONE, _ONE)),
-    ):
-        reason = _conv2d.cuda_why_not(operand, filters, bias, None, *geometry, 1, True)
-        if reason is not None:
-            return name + reason
-    return None
+    if _args.memory_format(z) != torch.channels_last:
+        return "the kernel takes a channels_last shortcut_input"
+    return _conv2d.cuda_why_not(
+        x, weight, bias, None, stride, padding, dilation, 1, True,
+        shortcut=(*z.shape[1:], *shortcut_stride),
+    )  # fmt: skip
 
 
 def _fused(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride):
@@ -62,7 +60,7 @@ def _fused(x, weight, z, projection, bias, stride, padding, dilation, shortcut_s
         return _conv2d.empty(x, shape)
     pairs = (list(pair) for pair in (stride, padding, dilation, shortcut_stride))
     return torch.ops.cnnkernels._conv2d_projection_cuda(
-        _args.dense(x), weight, _args.in_format_of(z, x), projection, bias, *pairs, True, ""
+        _conv2d.readable(x), weight, _conv2d.readable(z), projection, bias, *pairs, True, ""
     )
 
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/epilogue.cuh"
+#include "common/sm90/cluster.cuh"
 #include "common/sm90/mbarrier.cuh"
 #include "common/sm90/tma.cuh"
 #include "common/sm90/wgmma.cuh"

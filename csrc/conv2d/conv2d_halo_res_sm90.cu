@@ -38,6 +38,8 @@ __global__ void __launch_bounds__(384, 1)
     sm90::prefetch_tensor_map(&maps.y);
   }
   __syncthreads();
+  sm90::wait_for_previous_kernel();
+  sm90::start_next_kernel();
 
   // A block keeps one tile of channels; blocks of the same channels share the pixel tiles.
   const int channel = blockIdx.x % prm.channel_tiles * 64;
@@ -137,8 +139,8 @@ cudaError_t launch(const ConvGroup& g, cudaStream_t stream) {
   HaloMaps maps;
   const cudaError_t error = halo_maps(g, tile.rows, &maps);
   if (error != cudaSuccess) return error;
-  return launch_kernel(conv2d_halo_res_kernel<T, kPixels, kRowBytes>, g.plan.grid,
-                       g.plan.shared_bytes, stream, maps, prm);
+  return launch_kernel<conv2d_halo_res_kernel<T, kPixels, kRowBytes>>(
+      {g.plan.grid, g.plan.shared_bytes, 1, g.params.early_start}, stream, maps, prm);
 }
 
 template <class T, int kPixels>

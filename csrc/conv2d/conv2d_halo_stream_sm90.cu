@@ -44,6 +44,8 @@ __global__ void __launch_bounds__(384, 1)
     sm90::prefetch_tensor_map(&maps.y);
   }
   __syncthreads();
+  sm90::wait_for_previous_kernel();
+  sm90::start_next_kernel();
   const int tiles = prm.pixel_tiles * prm.channel_tiles;
 
   if (warp < 4) {
@@ -193,14 +195,15 @@ cudaError_t launch(const ConvGroup& g, cudaStream_t stream) {
   HaloMaps maps;
   const cudaError_t error = halo_maps(g, rows, &maps);
   if (error != cudaSuccess) return error;
-  return launch_kernel(conv2d_halo_stream_kernel<T, kPixels, kRowBytes>, g.plan.grid,
-                       g.plan.shared_bytes, stream, maps, prm, staged);
+  return launch_kernel<conv2d_halo_stream_kernel<T, kPixels, kRowBytes>>(
+      {g.plan.grid, g.plan.shared_bytes, 1, g.params.early_start}, stream, maps, prm, staged);
 }
 
 template <class T>
 cudaError_t dispatch(const ConvGroup& g, cudaStream_t stream) {
   const plan::Instance& i = *g.plan.instance;
-  if (i.row_bytes == 64) return launch<T, 224, 64>(g, stream);
+  if (i.row_bytes == 64)
+    return i.pixels == 224 ? launch<T, 224, 64>(g, stream) : launch<T, 208, 64>(g, stream);
   switch (i.pixels) {
     case 112: return launch<T, 112, 128>(g, stream);
     case 208: return launch<T, 208, 128>(g, stream);

@@ -5,124 +5,38 @@
 // prefetches residual tiles into the staging buffers; two consumer warpgroups multiply, add the
 // epilogue in registers, stage [pixel][channel] rows and store by TMA while the next tile loads.
 // Shared memory: stages of (weights, pixels), staging buffers per warpgroup, barriers.
-#include "common/epilogue.cuh"
-#include "common/sm90/mbarrier.cuh"
-#include "common/sm90/tma.cuh"
-#include "common/sm90/wgmma.cuh"
-#include "conv2d/conv2d_maps.h"
+#include "conv2d/conv2d_igemm.cuh"
 
 namespace cnnkernels {
 namespace {
 
-struct IgemmParams {
-  const void* bias;
-  int pixels, k, q, p;  // N * P * Q, output channels, output size
-  int c, s;             // input channels, filter width
-  int stride_w, stride_h, pad_w, pad_h, dilation_w, dilation_h;
-  int steps;  // taps x chunks of 128 bytes of channels
-  int channel_tiles, tiles, stages, buffers;
-  bool im2col, residual, relu;
-};
-
-// Shared memory of an instance, from a 1024-byte boundary on.
 template <class T, int kChannels, int kPixels>
-struct IgemmLayout {
-  static constexpr int kParts = kChannels == 64 ? 2 : 1;  // pixel groups, one per warpgroup or one
-  static constexpr int kPartBytes = kPixels * 128;
-  static constexpr int kWeightBytes = kChannels * 128;
-  static constexpr int kStageBytes = kParts * kPartBytes + kWeightBytes;
-  static constexpr int kStaged = plan::staged_pixels(kPixels, sizeof(T));
-  static constexpr int kStagedBytes = kStaged * 64 * sizeof(T);
-  uint32_t stages, buffers, full, empty, residual_full, residual_empty;
-
-  __device__ IgemmLayout(uint32_t base, const IgemmParams& prm) {
-    stages = base;
-    buffers = stages + prm.stages * kStageBytes;
-    full = buffers + 2 * prm.buffers * kStagedBytes;
-    empty = full + prm.stages * 8;
-    residual_full = empty + prm.stages * 8;
-    residual_empty = residual_full + 2 * prm.buffers * 8;
-  }
-  __device__ uint32_t pixels(int stage, int part) const {
-    return stages + stage * kStageBytes + part * kPartBytes;
-  }
-  __device__ uint32_t weights(int stage) const {
-    return stages + stage * kStageBytes + kParts * kPartBytes;
-  }
-  __device__ uint32_t buffer(int group, int slot, const IgemmParams& prm) const {
-    return buffers + (group * prm.buffers + slot) * kStagedBytes;
-  }
-};
-
-// Tile `index`: its first output channel and first output pixel.
-template <int kChannels, int kPixels>
-struct IgemmTile {
-  int channel, pixel;
-  __device__ IgemmTile(int index, const IgemmParams& prm)
-      : channel(index % prm.channel_tiles * kChannels),
-        pixel(index / prm.channel_tiles * kPixels * (kChannels == 64 ? 2 : 1)) {}
-};
+using Layout = IgemmLayout<T, kChannels, kPixels, plan::staged_pixels(kPixels, sizeof(T))>;
 
 template <class T, int kChannels, int kPixels>
-__device__ void produce_operands(const CUtensorMap* x_map, const CUtensorMap* w_map,
-                                 const IgemmParams& prm,
-                                 const IgemmLayout<T, kChannels, kPixels>& shared) {
-  using L = IgemmLayout<T, kChannels, kPixels>;
-  constexpr int kChunk = 128 / sizeof(T);
+__device__ void produce_operands(const IgemmMaps& maps, const IgemmParams& prm,
+                                 const Layout<T, kChannels, kPixels>& shared) {
   sm90::RingPosition at{0, 1};
-  for (int index = blockIdx.x; index < prm.tiles; index += gridDim.x) {
-    const IgemmTile<kChannels, kPixels> tile(index, prm);
-    int w[L::kParts], h[L::kParts], n[L::kParts];  // input corner of each part's first pixel
-#pragma unroll
-    for (int part = 0; part < L::kParts; ++part) {
-      const int m = tile.pixel + part * kPixels, row = m / prm.q;
-      w[part] = m % prm.q * prm.stride_w - prm.pad_w;
-      h[part] = row % prm.p * prm.stride_h - prm.pad_h;
-      n[part] = row / prm.p;
-    }
-    int c = 0, tap = 0, r = 0, s = 0;
-    for (int step = 0; step < prm.steps; ++step) {
-      sm90::mbarrier_wait(shared.empty + at.slot * 8, at.parity);
-      const uint32_t full = shared.full + at.slot * 8;
-      sm90::mbarrier_arrive_expect_tx(full, L::kStageBytes);
-#pragma unroll
-      for (int part = 0; part < L::kParts; ++part) {
-        const uint32_t to = shared.pixels(at.slot, part);
-        if (prm.im2col)
-          sm90::tma_load_im2col(to, x_map, full, c, w[part], h[part], n[part], s * prm.dilation_w,
-                                r * prm.dilation_h);
-        else
-          sm90::tma_load_2d(to, x_map, full, c, tile.pixel + part * kPixels);
-      }
-      sm90::tma_load_3d(shared.weights(at.slot), w_map, full, c, tap, tile.channel);
-      if ((c += kChunk) >= prm.c) {
-        c = 0, ++tap;
-        if (++s == prm.s) s = 0, ++r;
-      }
-      at.advance(prm.stages);
-    }
-  }
+  for (int index = blockIdx.x; index < prm.tiles; index += gridDim.x)
+    fetch_tile<T>(maps, {0, prm.main.steps + prm.shortcut.steps},
+                  IgemmTile<kChannels, kPixels>(index, prm), prm, shared, at);
 }
 
 template <class T, int kChannels, int kPixels>
 __device__ void produce_residual(const CUtensorMap* z_map, const IgemmParams& prm,
-                                 const IgemmLayout<T, kChannels, kPixels>& shared) {
-  using L = IgemmLayout<T, kChannels, kPixels>;
+                                 const Layout<T, kChannels, kPixels>& shared) {
+  using L = Layout<T, kChannels, kPixels>;
   sm90::RingPosition at{0, 1};
   for (int index = blockIdx.x; index < prm.tiles; index += gridDim.x) {
     const IgemmTile<kChannels, kPixels> tile(index, prm);
     for (int first = 0; first < kPixels; first += L::kStaged) {
       for (int group = 0; group < 2; ++group) {
         const int barrier = (group * prm.buffers + at.slot) * 8;
-        const int channel = tile.channel + (kChannels == 128 ? group * 64 : 0);
-        const int pixel = tile.pixel + (kChannels == 64 ? group * kPixels : 0) + first;
-        const uint32_t to = shared.buffer(group, at.slot, prm);
         sm90::mbarrier_wait(shared.residual_empty + barrier, at.parity);
-        sm90::mbarrier_arrive_expect_tx(shared.residual_full + barrier, L::kStagedBytes);
-#pragma unroll
-        for (int plane = 0; plane < int(sizeof(T)) / 2; ++plane)
-          sm90::tma_load_2d(to + plane * L::kStaged * 128, z_map, shared.residual_full + barrier,
-                            channel + plane * 32, pixel);
+        fetch_residual<T, L::kStaged>(z_map, shared.buffer(group, at.slot, prm),
+                                      shared.residual_full + barrier,
+                                      tile.channel + (kChannels == 128 ? group * 64 : 0),
+                                      tile.pixel + (kChannels == 64 ? group * kPixels : 0) + first);
       }
       at.advance(prm.buffers);
     }
@@ -141,42 +55,14 @@ __device__ __forceinline__ void wait_for_buffer(int buffers) {
 
 template <class T, int kChannels, int kPixels>
 struct Consumer {
-  using L = IgemmLayout<T, kChannels, kPixels>;
+  using L = Layout<T, kChannels, kPixels>;
+  const IgemmMaps& maps;
   const IgemmParams& prm;
   const L& shared;
-  const CUtensorMap* y_map;
   const int group, thread;  // warpgroup 0 or 1, thread of 128
   float acc[kPixels / 2];
   sm90::RingPosition stage, buffer;
   int unreleased = -1;  // residual buffer whose store may still read it
-
-  // One stage of operands behind: its wgmma has finished when the next one has been issued.
-  __device__ __forceinline__ void multiply() {
-    const int lane = thread % 32;
-    int previous = 0;
-    for (int step = 0; step < prm.steps; ++step) {
-      sm90::mbarrier_wait(shared.full + stage.slot * 8, stage.parity);
-      const uint64_t pixels =
-          sm90::swizzled_descriptor<128>(shared.pixels(stage.slot, kChannels == 64 ? group : 0));
-      const uint64_t weights = sm90::swizzled_descriptor<128>(
-          shared.weights(stage.slot) + (kChannels == 128 ? group * 64 * 128 : 0));
-      sm90::wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < 4; ++k)  // 32 bytes of channels each
-        sm90::wgmma<T, kPixels>(acc, weights + k * 2, pixels + k * 2, (step | k) != 0);
-      sm90::wgmma_commit();
-      if (step > 0) {
-        sm90::wgmma_wait<1>();
-        if (lane == 0) sm90::mbarrier_arrive(shared.empty + previous * 8);
-        __syncwarp();
-      }
-      previous = stage.slot;
-      stage.advance(prm.stages);
-    }
-    sm90::wgmma_wait<0>();
-    if (lane == 0) sm90::mbarrier_arrive(shared.empty + previous * 8);
-    __syncwarp();
-  }
 
   template <int kFirst>
   __device__ __forceinline__ void store_part(int channel, int pixel, float bias0, float bias1) {
@@ -193,12 +79,7 @@ struct Consumer {
     sm90::fence_proxy_async();
     sm90::named_barrier_sync(1 + group, 128);
     if (thread == 0) {
-      if (pixel + kFirst < prm.pixels)
-#pragma unroll
-        for (int plane = 0; plane < int(sizeof(T)) / 2; ++plane)
-          if (channel + plane * 32 < prm.k)
-            sm90::tma_store_2d(y_map, staged + plane * L::kStaged * 128, channel + plane * 32,
-                               pixel + kFirst);
+      store_staged<T, L::kStaged>(maps, staged, channel, pixel + kFirst, prm);
       sm90::tma_store_commit();
       if (prm.residual) {  // the store before this one has read its buffer by now
         if (unreleased >= 0) {
@@ -223,7 +104,7 @@ struct Consumer {
       const int mine = channel + thread / 32 * 16 + thread % 32 / 4;
       const float bias0 = bias && mine < prm.k ? to_float(bias[mine]) : 0.f;
       const float bias1 = bias && mine + 8 < prm.k ? to_float(bias[mine + 8]) : 0.f;
-      multiply();
+      multiply<T>(acc, prm.main.steps + prm.shortcut.steps, prm, shared, group, thread % 32, stage);
       store_part<0>(channel, pixel, bias0, bias1);
     }
     if (thread == 0) sm90::tma_store_wait<0>();
@@ -232,82 +113,36 @@ struct Consumer {
 
 template <class T, int kChannels, int kPixels>
 __global__ void __launch_bounds__(384, 1)
-    conv2d_igemm_kernel(const __grid_constant__ CUtensorMap x_map,
-                        const __grid_constant__ CUtensorMap w_map,
-                        const __grid_constant__ CUtensorMap y_map,
-                        const __grid_constant__ CUtensorMap z_map, const IgemmParams prm) {
+    conv2d_igemm_kernel(const __grid_constant__ IgemmMaps maps,
+                        const __grid_constant__ IgemmParams prm) {
   extern __shared__ uint8_t shared_raw[];
-  const IgemmLayout<T, kChannels, kPixels> shared(
-      (sm90::shared_address(shared_raw) + 1023) & ~1023u, prm);
+  const Layout<T, kChannels, kPixels> shared(sm90::shared_address(shared_raw), prm);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < prm.stages; ++i) {
-      sm90::mbarrier_init(shared.full + i * 8, 1);
-      sm90::mbarrier_init(shared.empty + i * 8, 8);  // every consumer warp
-    }
-    for (int i = 0; i < 2 * prm.buffers; ++i) {
-      sm90::mbarrier_init(shared.residual_full + i * 8, 1);
-      sm90::mbarrier_init(shared.residual_empty + i * 8, 1);
-    }
-    sm90::fence_mbarrier_init();
-    sm90::fence_proxy_async();
-    sm90::prefetch_tensor_map(&x_map);
-    sm90::prefetch_tensor_map(&w_map);
-    sm90::prefetch_tensor_map(&y_map);
-  }
+  if (threadIdx.x == 0) shared.initialise(maps, prm);
   __syncthreads();
+  sm90::wait_for_previous_kernel();
+  sm90::start_next_kernel();
 
   if (warp < 4) {
     sm90::setmaxnreg_dec<40>();
-    if (warp == 0 && lane == 0)
-      produce_operands<T, kChannels, kPixels>(&x_map, &w_map, prm, shared);
+    if (warp == 0 && lane == 0) produce_operands<T, kChannels, kPixels>(maps, prm, shared);
     if (warp == 1 && lane == 0 && prm.residual)
-      produce_residual<T, kChannels, kPixels>(&z_map, prm, shared);
+      produce_residual<T, kChannels, kPixels>(&maps.z, prm, shared);
     return;
   }
   sm90::setmaxnreg_inc<232>();
-  Consumer<T, kChannels, kPixels> consumer{prm, shared, &y_map, warp / 4 - 1,
+  Consumer<T, kChannels, kPixels> consumer{maps, prm, shared, warp / 4 - 1,
                                            static_cast<int>(threadIdx.x % 128)};
   consumer.run();
 }
 
 template <class T, int kChannels, int kPixels>
 cudaError_t launch(const ConvGroup& g, cudaStream_t stream) {
-  const plan::ConvProblem& x = g.params.problem;
-  const plan::ConvPlan& plan = g.plan;
-  constexpr int kElement = sizeof(T);
-  IgemmParams prm{};
-  prm.bias = g.params.bias;
-  prm.pixels = static_cast<int>(x.pixels()), prm.k = x.k, prm.q = x.q(), prm.p = x.p();
-  prm.c = x.c, prm.s = x.s;
-  prm.stride_w = x.stride_w, prm.stride_h = x.stride_h;
-  prm.pad_w = x.pad_w, prm.pad_h = x.pad_h;
-  prm.dilation_w = x.dilation_w, prm.dilation_h = x.dilation_h;
-  prm.steps = plan.chunks * x.r * x.s;
-  prm.channel_tiles = plan.channel_tiles, prm.tiles = static_cast<int>(plan.tiles());
-  prm.stages = plan.stages, prm.buffers = plan.buffers;
-  prm.im2col = !x.pointwise(), prm.residual = g.params.residual != nullptr,
-  prm.relu = g.params.relu;
-
-  constexpr int kStaged = IgemmLayout<T, kChannels, kPixels>::kStaged;
-  const int chunk = 128 / kElement;
-  CUtensorMap x_map, w_map, y_map, z_map;
-  cudaError_t error = encode(&x_map,
-                             prm.im2col ? plan::im2col_map(x, g.input_pitch, 128, kPixels)
-                                        : plan::matrix_map(x, x.c, g.input_pitch, chunk, kPixels),
-                             x.dtype, g.params.input, true);
-  if (error == cudaSuccess)
-    error = encode(&w_map, plan::weight_map(x, 128, kChannels), x.dtype, g.params.weight, true);
-  if (error == cudaSuccess)
-    error = encode(&y_map, plan::matrix_map(x, x.k, g.params.output_pitch, chunk, kStaged), x.dtype,
-                   g.params.output, false);
-  z_map = y_map;
-  if (error == cudaSuccess && prm.residual)
-    error = encode(&z_map, plan::matrix_map(x, x.k, g.residual_pitch, chunk, kStaged), x.dtype,
-                   g.params.residual, false);
+  IgemmMaps maps;
+  const cudaError_t error = igemm_maps(g, Layout<T, kChannels, kPixels>::kStaged, &maps);
   if (error != cudaSuccess) return error;
-  return launch_kernel(conv2d_igemm_kernel<T, kChannels, kPixels>, plan.grid, plan.shared_bytes,
-                       stream, x_map, w_map, y_map, z_map, prm);
+  return launch_kernel<conv2d_igemm_kernel<T, kChannels, kPixels>>(
+      {g.plan.grid, g.plan.shared_bytes, 1, g.params.early_start}, stream, maps, igemm_params(g));
 }
 
 template <class T>
@@ -317,6 +152,7 @@ cudaError_t dispatch(const ConvGroup& g, cudaStream_t stream) {
     switch (i.pixels) {
       case 64: return launch<T, 64, 64>(g, stream);
       case 128: return launch<T, 64, 128>(g, stream);
+      case 192: return launch<T, 64, 192>(g, stream);
       case 256: return launch<T, 64, 256>(g, stream);
     }
     return cudaErrorInvalidValue;
@@ -327,6 +163,7 @@ cudaError_t dispatch(const ConvGroup& g, cudaStream_t stream) {
     case 128: return launch<T, 128, 128>(g, stream);
     case 160: return launch<T, 128, 160>(g, stream);
     case 192: return launch<T, 128, 192>(g, stream);
+    case 208: return launch<T, 128, 208>(g, stream);
     case 224: return launch<T, 128, 224>(g, stream);
     case 256: return launch<T, 128, 256>(g, stream);
   }

@@ -17,7 +17,9 @@ const void* advance(const void* p, int64_t bytes) {
 
 cudaError_t launch_group(const ConvGroup& group, cudaStream_t stream) {
   switch (group.plan.instance->family) {
-    case plan::Family::igemm: return launch_conv2d_igemm(group, stream);
+    case plan::Family::igemm:
+      return group.plan.instance->split > 1 ? launch_conv2d_igemm_split(group, stream)
+                                            : launch_conv2d_igemm(group, stream);
     case plan::Family::halo_res: return launch_conv2d_halo_res(group, stream);
     case plan::Family::halo_stream: return launch_conv2d_halo_stream(group, stream);
   }
@@ -32,10 +34,10 @@ cudaError_t launch_conv2d_sm90(const ConvParams& params, const plan::Instance* i
   if (whole.pixels() == 0) return cudaSuccess;
   if (!plan::conv_why_not(whole).empty()) return cudaErrorInvalidValue;
   const int sms = multiprocessors();
-  ConvGroup group{params, whole.c, whole.k, {}};
+  ConvGroup group{params, params.input_pitch ? params.input_pitch : whole.c, whole.k, {}};
   group.params.problem = whole.group();
   const plan::ConvProblem& x = group.params.problem;
-  group.plan = instance ? plan::plan_instance(x, *instance, sms) : plan::choose_plan(x, sms);
+  group.plan = plan::cached_plan(x, instance, sms);
   if (!group.plan.why_not.empty()) return cudaErrorInvalidValue;
 
   const int64_t e = whole.element_bytes();

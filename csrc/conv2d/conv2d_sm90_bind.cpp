@@ -1,4 +1,6 @@
-// Leaf ops cnnkernels::_conv2d_cuda and _conv2d_cuda_out: convolution on Hopper's tensor cores.
+// Leaf ops cnnkernels::_conv2d_cuda and its forms with other inputs and outputs: convolution on
+// Hopper's tensor cores.
+#include <cstdlib>
 #include <string>
 
 #include "common/tensor.h"
@@ -7,9 +9,32 @@
 namespace cnnkernels {
 namespace {
 
+// Channels between neighbouring pixels of a channels_last tensor or a channel slice of one; 0: it
+// is neither.
+int64_t channel_pitch(const Tensor& t) {
+  if (t.dim() != 4 || (t.size(1) != 1 && t.stride(1) != 1)) return 0;
+  const int64_t n = t.size(0), c = t.size(1), h = t.size(2), w = t.size(3);
+  const int64_t pitch = w > 1 ? t.stride(3) : h > 1 ? t.stride(2) : n > 1 ? t.stride(0) : c;
+  const bool regular =
+      (h == 1 || t.stride(2) == w * pitch) && (n == 1 || t.stride(0) == h * w * pitch);
+  return regular && pitch >= c ? pitch : 0;
+}
+
+// The same with TMA's condition.
+int64_t input_pitch(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4, name, " must be [N, C, H, W], got ", to_string(t));
+  const int64_t pitch = channel_pitch(t);
+  STD_TORCH_CHECK(pitch > 0, name,
+                  " must be channels_last or a channel slice of such a tensor, shape ",
+                  to_string(t));
+  const int bytes = t.scalar_type() == ScalarType::Float ? 4 : 2;
+  STD_TORCH_CHECK(pitch * bytes % 16 == 0, name, "'s pixels are ", pitch,
+                  " channels apart; TMA wants a multiple of 16 bytes");
+  return pitch;
+}
+
 void check_weight(const Tensor& x, const Tensor& weight, int64_t groups) {
   STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W], got ", to_string(x));
-  STD_TORCH_CHECK(is_channels_last(x), "x must be channels_last, shape ", to_string(x));
   STD_TORCH_CHECK(weight.dim() == 4 && groups > 0 && weight.size(1) * groups == x.size(1),
                   "weight must be [K, C / groups, R, S] with C=", x.size(1), " and groups=", groups,
                   ", got ", to_string(weight));
@@ -57,10 +82,45 @@ const plan::Instance* instance_of(const std::string& name) {
   return instance;
 }
 
-// Runs the convolution into `out` from channel `offset` on; all tensors checked but for out.
-void run(const plan::ConvProblem& p, const Tensor& x, const Tensor& weight,
-         const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, bool relu,
-         const std::string& instance, const Tensor& out, int64_t offset) {
+// CNNKERNELS_PDL=1: kernels start before the stream's previous one has ended, and wait inside.
+bool early_start() {
+  static const bool on = [] {
+    const char* value = std::getenv("CNNKERNELS_PDL");
+    return value != nullptr && *value != '\0' && *value != '0';
+  }();
+  return on;
+}
+
+Tensor channels_last(const Tensor& t) {
+  return is_channels_last(t)
+             ? t
+             : torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// `out` from channel `offset` on, for k channels of [N, P, Q] pixels of x's type.
+void* output_slice(const plan::ConvProblem& p, const Tensor& x, const Tensor& out, int64_t offset,
+                   int64_t k, const char* name) {
+  check_same_device(x, out, name);
+  const int window = p.pool ? 2 : 1;
+  STD_TORCH_CHECK(out.scalar_type() == x.scalar_type() && is_channels_last(out) &&
+                      out.size(0) == p.n && out.size(2) == p.p() / window &&
+                      out.size(3) == p.q() / window,
+                  name, " must be channels_last [", p.n, ", >= ", k, ", ", p.p() / window, ", ",
+                  p.q() / window, "] of x's dtype, got ", to_string(out));
+  STD_TORCH_CHECK(offset >= 0 && offset + k <= out.size(1), name, "'s channel offset is ", offset,
+                  " with ", k, " channels to write; it has ", out.size(1));
+  STD_TORCH_CHECK(out.size(1) * p.element_bytes() % 16 == 0, name,
+                  "'s channels must take a multiple of 16 bytes, got ", out.size(1));
+  void* start = static_cast<char*>(out.data_ptr()) + offset * p.element_bytes();
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(start) % 16 == 0, name,
+                  " must be written from a multiple of 16 bytes on");
+  return start;
+}
+
+// The parameters but for the output; `filter` keeps a rearranged weight alive.
+ConvParams params_of(const plan::ConvProblem& p, const Tensor& x, const Tensor& weight,
+                     const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                     bool relu, Tensor& filter) {
   if (bias)
     STD_TORCH_CHECK(bias->scalar_type() == x.scalar_type() && bias->dim() == 1 &&
                         bias->size(0) == p.k && bias->is_contiguous(),
@@ -71,22 +131,33 @@ void run(const plan::ConvProblem& p, const Tensor& x, const Tensor& weight,
                         residual->size(2) == p.p() && residual->size(3) == p.q(),
                     "residual must be channels_last [", p.n, ", ", p.k, ", ", p.p(), ", ", p.q(),
                     "] of x's dtype, got ", to_string(*residual));
-  const Tensor filter =
-      is_channels_last(weight)
-          ? weight
-          : torch::stable::contiguous(weight, torch::headeronly::MemoryFormat::ChannelsLast);
-  ConvParams params{p,
-                    aligned(x, "x"),
-                    aligned(filter, "weight"),
-                    bias ? bias->data_ptr() : nullptr,
-                    residual ? aligned(*residual, "residual") : nullptr,
-                    static_cast<char*>(out.data_ptr()) + offset * p.element_bytes(),
-                    out.size(1),
-                    relu};
-  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(params.output) % 16 == 0,
-                  "the output must start at 16 bytes");
+  filter = channels_last(weight);
+  ConvParams params{};
+  params.problem = p;
+  params.input = aligned(x, "x");
+  params.input_pitch = input_pitch(x, "x");
+  params.weight = aligned(filter, "weight");
+  params.bias = bias ? bias->data_ptr() : nullptr;
+  params.residual = residual ? aligned(*residual, "residual") : nullptr;
+  params.relu = relu;
+  params.early_start = early_start();
+  return params;
+}
+
+void launch(const ConvParams& params, const Tensor& x, const std::string& instance) {
   STD_CUDA_CHECK(launch_conv2d_sm90(params, instance_of(instance),
                                     static_cast<cudaStream_t>(current_stream(x))));
+}
+
+// Runs the convolution into `out` from channel `offset` on.
+void run(const plan::ConvProblem& p, const Tensor& x, const Tensor& weight,
+         const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, bool relu,
+         const std::string& instance, const Tensor& out, int64_t offset) {
+  Tensor filter;
+  ConvParams params = params_of(p, x, weight, bias, residual, relu, filter);
+  params.output = output_slice(p, x, out, offset, p.k, "out");
+  params.output_pitch = out.size(1);
+  launch(params, x, instance);
 }
 
 // x [N, C, H, W], weight [K, C/groups, R, S] → [N, K, P, Q]; everything channels_last.
@@ -122,17 +193,64 @@ void conv2d_cuda_out(const Tensor& x, const Tensor& weight, const std::optional<
                      const Ints& dilation, int64_t groups, bool relu, const std::string& instance,
                      const Tensor& out, int64_t channel_offset) {
   const plan::ConvProblem p = problem_of(x, weight, residual, stride, padding, dilation, groups);
-  check_same_device(x, out, "out");
-  STD_TORCH_CHECK(out.scalar_type() == x.scalar_type() && is_channels_last(out) &&
-                      out.size(0) == p.n && out.size(2) == p.p() && out.size(3) == p.q(),
-                  "out must be channels_last [", p.n, ", >= K, ", p.p(), ", ", p.q(),
-                  "] of x's dtype, got ", to_string(out));
-  STD_TORCH_CHECK(channel_offset >= 0 && channel_offset + p.k <= out.size(1), "channel_offset is ",
-                  channel_offset, " with K=", p.k, "; out has ", out.size(1), " channels");
-  STD_TORCH_CHECK(out.size(1) * p.element_bytes() % 16 == 0,
-                  "out's channels must take a multiple of 16 bytes, got ", out.size(1));
   DeviceGuard guard(x.get_device_index());
   run(p, x, weight, bias, residual, relu, instance, out, channel_offset);
+}
+
+// conv2d_cuda whose output channels [0, split) go to `first` from channel first_offset on, and the
+// others to `second` from second_offset on.
+void conv2d_cuda_split(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                       const Ints& stride, const Ints& padding, const Ints& dilation, bool relu,
+                       const std::string& instance, int64_t split, const Tensor& first,
+                       int64_t first_offset, const Tensor& second, int64_t second_offset) {
+  plan::ConvProblem p = problem_of(x, weight, std::nullopt, stride, padding, dilation, 1);
+  p.two_outputs = true;
+  STD_TORCH_CHECK(split > 0 && split < p.k && split * p.element_bytes() % 16 == 0, "split is ",
+                  split, "; it must be in (0, ", p.k, ") and a multiple of 16 bytes");
+  DeviceGuard guard(x.get_device_index());
+  Tensor filter;
+  ConvParams params = params_of(p, x, weight, bias, std::nullopt, relu, filter);
+  params.split = split;
+  params.output = output_slice(p, x, first, first_offset, split, "first");
+  params.output_pitch = first.size(1);
+  params.second_output = output_slice(p, x, second, second_offset, p.k - split, "second");
+  params.second_pitch = second.size(1);
+  launch(params, x, instance);
+}
+
+// relu?(conv2d(x, weight) + conv2d(shortcut_x, shortcut_weight, stride=shortcut_stride) + bias)
+// with shortcut_weight [K, C2, 1, 1] → [N, K, P, Q].
+Tensor conv2d_projection_cuda(const Tensor& x, const Tensor& weight, const Tensor& shortcut_x,
+                              const Tensor& shortcut_weight, const std::optional<Tensor>& bias,
+                              const Ints& stride, const Ints& padding, const Ints& dilation,
+                              const Ints& shortcut_stride, bool relu, const std::string& instance) {
+  plan::ConvProblem p = problem_of(x, weight, std::nullopt, stride, padding, dilation, 1);
+  check_weight(shortcut_x, shortcut_weight, 1);
+  check_pair(shortcut_stride, "shortcut_stride", 1);
+  check_same_device(x, shortcut_x, "shortcut_x");
+  STD_TORCH_CHECK(shortcut_x.scalar_type() == x.scalar_type() && shortcut_x.size(0) == p.n,
+                  "shortcut_x must have x's dtype and batch, got ", to_string(shortcut_x));
+  STD_TORCH_CHECK(shortcut_weight.size(0) == p.k && shortcut_weight.size(2) == 1 &&
+                      shortcut_weight.size(3) == 1,
+                  "shortcut_weight must be [", p.k, ", C2, 1, 1], got ",
+                  to_string(shortcut_weight));
+  p.shortcut_c = shortcut_x.size(1), p.shortcut_h = shortcut_x.size(2);
+  p.shortcut_w = shortcut_x.size(3);
+  p.shortcut_stride_h = shortcut_stride[0], p.shortcut_stride_w = shortcut_stride[1];
+  const std::string why_not = plan::conv_why_not(p);
+  STD_TORCH_CHECK(why_not.empty(), why_not);
+  DeviceGuard guard(x.get_device_index());
+  Tensor out = empty_like_device(x, {p.n, p.k, p.p(), p.q()}, x.scalar_type(), Layout::nhwc);
+  Tensor filter;
+  ConvParams params = params_of(p, x, weight, bias, std::nullopt, relu, filter);
+  const Tensor shortcut_filter = channels_last(shortcut_weight);
+  params.shortcut_input = aligned(shortcut_x, "shortcut_x");
+  params.shortcut_pitch = input_pitch(shortcut_x, "shortcut_x");
+  params.shortcut_weight = aligned(shortcut_filter, "shortcut_weight");
+  params.output = out.data_ptr();
+  params.output_pitch = p.k;
+  launch(params, x, instance);
+  return out;
 }
 
 }  // namespace
@@ -153,6 +271,8 @@ STABLE_TORCH_LIBRARY_IMPL(cnnkernels, CUDA, m) {
   m.impl("_conv2d_cuda", TORCH_BOX(&conv2d_cuda));
   m.impl("_conv2d_pool_cuda", TORCH_BOX(&conv2d_pool_cuda));
   m.impl("_conv2d_cuda_out", TORCH_BOX(&conv2d_cuda_out));
+  m.impl("_conv2d_cuda_split", TORCH_BOX(&conv2d_cuda_split));
+  m.impl("_conv2d_projection_cuda", TORCH_BOX(&conv2d_projection_cuda));
 }
 
 }  // namespace cnnkernels

@@ -4,9 +4,11 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "plan/conv_plan.h"
+#include "plan/conv_walk.h"
 
 namespace py = pybind11;
 using Ints = std::vector<int64_t>;
@@ -98,6 +100,30 @@ py::dict plan_dict(const ConvProblem& g, const ConvPlan& plan, int sms) {
   return d;
 }
 
+// What fetch_tile() in conv2d_igemm.cuh fetches in each of `split` blocks.
+using Step = std::tuple<int, int, int, int, int>;
+std::vector<std::vector<Step>> steps(int channels, const Ints& kernel, int shortcut_channels,
+                                     int chunk, int split) {
+  const int counts[2] = {static_cast<int>(ceil_div(channels, chunk) * kernel[0] * kernel[1]),
+                         static_cast<int>(ceil_div(shortcut_channels, chunk))};
+  std::vector<std::vector<Step>> blocks(split);
+  for (int rank = 0; rank < split; ++rank) {
+    const StepRange range = split_steps(counts[0] + counts[1], rank, split);
+    for (int segment = 0, begin = 0; segment < 2; begin += counts[segment++]) {
+      const int c = segment ? shortcut_channels : channels;
+      const int width = segment ? 1 : static_cast<int>(kernel[1]);
+      if (counts[segment] == 0) continue;
+      const StepRange own = steps_inside(range, begin, counts[segment]);
+      ConvStep step(own.first, static_cast<int>(ceil_div(c, chunk)), chunk, width);
+      for (int i = own.first; i < own.last; ++i) {
+        blocks[rank].emplace_back(segment, step.c, step.tap, step.r, step.s);
+        step.advance(c, chunk, width);
+      }
+    }
+  }
+  return blocks;
+}
+
 }  // namespace
 
 void bind_conv(py::module_& m) {
@@ -105,18 +131,24 @@ void bind_conv(py::module_& m) {
       "conv_why_not",
       [](const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
          const Ints& dilation, int groups, const std::string& dtype, bool channels_last,
-         bool residual, bool pool) -> py::object {
+         bool residual, bool pool, const Ints& shortcut) -> py::object {
         std::string text = channels_last ? "" : "the kernels take channels_last";
-        if (text.empty())
-          text =
-              why_not(problem(x, weight, stride, padding, dilation, groups, dtype, residual, pool),
-                      kDefaultMultiprocessors);
+        if (text.empty()) {
+          ConvProblem p =
+              problem(x, weight, stride, padding, dilation, groups, dtype, residual, pool);
+          if (shortcut.size() == 5) {  // its C, H, W and stride
+            p.shortcut_c = shortcut[0], p.shortcut_h = shortcut[1], p.shortcut_w = shortcut[2];
+            p.shortcut_stride_h = shortcut[3], p.shortcut_stride_w = shortcut[4];
+          }
+          text = why_not(p, kDefaultMultiprocessors);
+        }
         return text.empty() ? py::object(py::none()) : py::cast(text);
       },
       py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"), py::arg("padding"),
       py::arg("dilation"), py::arg("groups"), py::arg("dtype"), py::arg("channels_last") = true,
-      py::arg("residual") = false, py::arg("pool") = false,
-      "Why the Hopper convolution kernels can't run this problem, or None.");
+      py::arg("residual") = false, py::arg("pool") = false, py::arg("shortcut") = Ints(),
+      "Why the Hopper convolution kernels can't run this problem, or None. shortcut: [C, H, W, "
+      "stride_h, stride_w] of a projection added to it.");
   m.def(
       "conv_plans",
       [](const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding,
@@ -144,7 +176,7 @@ void bind_conv(py::module_& m) {
             problem(x, weight, stride, padding, dilation, groups, dtype, residual, pool);
         const std::string text = why_not(p, sms);
         if (!text.empty()) throw std::invalid_argument(text);
-        return plan_dict(p.group(), choose_plan(p.group(), sms), sms);
+        return plan_dict(p.group(), cached_plan(p.group(), nullptr, sms), sms);
       },
       py::arg("x_shape"), py::arg("weight_shape"), py::arg("stride"), py::arg("padding"),
       py::arg("dilation"), py::arg("groups"), py::arg("dtype"), py::arg("residual") = false,
@@ -158,11 +190,15 @@ void bind_conv(py::module_& m) {
           py::dict d;
           d["name"] = i.name, d["channels"] = i.channels, d["pixels"] = i.pixels;
           d["row_bytes"] = i.row_bytes, d["why"] = i.why;
+          d["measured"] = i.measured, d["split"] = i.split;
           rows.push_back(d);
         }
         return rows;
       },
       "The compiled convolution kernels.");
+  m.def("conv_steps", &steps, py::arg("channels"), py::arg("kernel"), py::arg("shortcut_channels"),
+        py::arg("chunk"), py::arg("split"),
+        "igemm's walk, block by block: (segment, first channel, tap, filter row, filter column).");
 }
 
 }  // namespace cnnkernels::plan

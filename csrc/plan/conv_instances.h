@@ -19,6 +19,8 @@ struct Instance {
   int pixels;     // N of wgmma: output pixels of one warpgroup's accumulators
   int row_bytes;  // bytes of input channels in one shared-memory row (the swizzle span)
   const char* why;
+  bool measured = true;  // false: no GPU has run it yet, so only its name selects it
+  int split = 1;         // igemm: blocks (a cluster) that share the sums of a tile
 };
 
 constexpr Instance kInstances[] = {
@@ -34,6 +36,16 @@ constexpr Instance kInstances[] = {
     {"igemm_64x64", Family::igemm, 64, 64, 128, "K <= 64: two times 64 pixels"},
     {"igemm_64x128", Family::igemm, 64, 128, 128, "K <= 64: two times 128 pixels"},
     {"igemm_64x256", Family::igemm, 64, 256, 128, "K <= 64 on large maps"},
+    // Not measured yet: see docs/kernels/conv2d.md for what each should win.
+    {"igemm_128x208", Family::igemm, 128, 208, 128, "7x7 x 64 x 2048 channels: 256 tiles", false},
+    {"igemm_64x192", Family::igemm, 64, 192, 128, "28x28 x 64, K = 64: 131 tiles", false},
+    // 2, 4 or 8 blocks share the K of a tile: few tiles of long sums, small batches.
+    {"igemm_128x208_k2", Family::igemm, 128, 208, 128, "7x7 x 64 x 512: 64 tiles", false, 2},
+    {"igemm_128x128_k2", Family::igemm, 128, 128, 128, "half a wave of tiles", false, 2},
+    {"igemm_128x224_k4", Family::igemm, 128, 224, 128, "7x7 x 32 x 512: 28 tiles", false, 4},
+    {"igemm_128x128_k4", Family::igemm, 128, 128, 128, "a quarter of a wave", false, 4},
+    {"igemm_128x64_k4", Family::igemm, 128, 64, 128, "batch 1 to 8", false, 4},
+    {"igemm_128x64_k8", Family::igemm, 128, 64, 128, "batch 1", false, 8},
     // Resident weights: 95-100 % of the matmul rate on VGG's 64-channel layers.
     {"halo_res_224_c128", Family::halo_res, 64, 224, 128, "C <= 64 (16-bit), maps from 28"},
     {"halo_res_112_c128", Family::halo_res, 64, 112, 128, "C <= 64 (16-bit), maps of 14"},
@@ -46,6 +58,7 @@ constexpr Instance kInstances[] = {
     {"halo_stream_112_c128", Family::halo_stream, 128, 112, 128, "maps of 14"},
     {"halo_stream_208_c128", Family::halo_stream, 128, 208, 128, "7 whole rows of a 28 map"},
     {"halo_stream_224_c64", Family::halo_stream, 128, 224, 64, "C = 96, 160: no half-empty chunk"},
+    {"halo_stream_208_c64", Family::halo_stream, 128, 208, 64, "the same on 27 and 28 maps", false},
 };
 constexpr int kInstanceCount = sizeof(kInstances) / sizeof(kInstances[0]);
 

@@ -2,6 +2,7 @@
 // bytes, boxes, im2col corners. The launcher hands them to the driver; tests replay them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "plan/conv_problem.h"
@@ -72,6 +73,26 @@ inline TensorMap image_map(const ConvProblem& x, int channels, int w, int h, int
   m.box[0] = row_bytes / e, m.box[1] = box_w, m.box[2] = box_h;
   m.swizzle = row_bytes;
   return m;
+}
+
+// Everything the driver's encoding depends on but address and type, as words to hash and compare.
+using MapKey = std::array<uint64_t, 14>;
+inline MapKey map_key(const TensorMap& m) {
+  auto two = [](auto a, auto b) { return uint64_t(uint32_t(a)) << 32 | uint32_t(b); };
+  return {m.dims[0],
+          m.dims[1],
+          m.dims[2],
+          m.dims[3],
+          m.strides[0],
+          m.strides[1],
+          m.strides[2],
+          two(m.box[0], m.box[1]),
+          two(m.box[2], m.box[3]),
+          two(m.element_strides[0], m.element_strides[1]),
+          two(m.element_strides[2], m.element_strides[3]),
+          two(m.rank * 2 + m.im2col, m.swizzle),
+          two(m.lower[0], m.lower[1]),
+          two(m.upper[0], m.upper[1])};
 }
 
 // Why the driver refuses the map, or nullptr (its documented limits).

@@ -34,6 +34,9 @@ struct Case {
   bool residual, relu, bias;
   int extra;  // channels of the wider output tensor besides k
   bool pool = false;
+  int input_extra = 0;  // channels of the wider input tensor besides c
+  int shortcut_c = 0, shortcut_stride = 1;
+  int split = 0;  // the channels from here on go to a second output
 };
 
 const Case kCases[] = {
@@ -62,6 +65,22 @@ const Case kCases[] = {
     {2, 31, 45, 128, 192, 3, 3, 1, 1, 1, 1, false, true, true, 0, true},
     {3, 14, 14, 16, 64, 5, 5, 1, 2, 1, 1, false, false, true, 0, true},
     {20, 56, 56, 128, 256, 3, 3, 1, 1, 1, 1, false, true, true, 0, true},
+    // channel slices of wider inputs
+    {3, 14, 14, 64, 72, 1, 1, 1, 0, 1, 1, false, true, true, 0, false, 48},
+    {2, 14, 14, 96, 136, 3, 3, 1, 1, 1, 1, true, true, true, 32, false, 16},
+    {2, 28, 28, 32, 64, 5, 5, 1, 2, 1, 1, false, true, true, 0, false, 64},
+    {2, 15, 15, 64, 64, 3, 3, 2, 1, 1, 2, false, true, true, 0, false, 64},
+    // projection shortcuts: stride, chunks that end early, a shortcut from a slice
+    {3, 7, 7, 512, 136, 1, 1, 1, 0, 1, 1, false, true, true, 0, false, 0, 256, 2},
+    {2, 14, 14, 72, 320, 3, 3, 1, 1, 1, 1, false, true, true, 64, false, 16, 40, 2},
+    {2, 28, 28, 64, 256, 1, 1, 1, 0, 1, 1, false, false, false, 0, false, 0, 64, 1},
+    // two outputs, split at and inside a box of 64 channels
+    {3, 14, 14, 192, 176, 1, 1, 1, 0, 1, 1, false, true, true, 64, false, 0, 0, 1, 64},
+    {3, 14, 14, 480, 304, 1, 1, 1, 0, 1, 1, false, true, true, 0, false, 0, 0, 1, 160},
+    {2, 9, 9, 72, 200, 3, 3, 1, 1, 1, 1, false, true, true, 32, false, 0, 0, 1, 136},
+    // long sums on few pixels
+    {1, 7, 7, 512, 512, 3, 3, 1, 1, 1, 1, true, true, true, 0},
+    {5, 7, 7, 2048, 200, 1, 1, 1, 0, 1, 1, false, true, true, 32},
 };
 
 static float uniform() { return static_cast<float>(rand()) / RAND_MAX * 2 - 1; }
@@ -96,23 +115,46 @@ int check_case(const Case& t, Dtype dtype, double tolerance) {
   x.pad_h = t.r > 1 ? t.pad : 0, x.pad_w = t.s > 1 ? t.pad : 0;
   x.dilation_h = x.dilation_w = t.dilation;
   x.groups = t.groups, x.residual = t.residual, x.pool = t.pool, x.dtype = dtype;
+  x.two_outputs = t.split > 0;
+  if (t.shortcut_c) {  // its last row and column are read only where the stride is 1
+    x.shortcut_c = t.shortcut_c, x.shortcut_stride_h = x.shortcut_stride_w = t.shortcut_stride;
+    x.shortcut_h = x.p() * t.shortcut_stride, x.shortcut_w = x.q() * t.shortcut_stride;
+  }
   const int window = t.pool ? 2 : 1;  // each output is the largest of window x window
   const int p = x.p() / window, q = x.q() / window, pitch = t.k + t.extra, cg = t.c / t.groups,
             kg = t.k / t.groups;
-  const size_t pixels = size_t(t.n) * p * q, total = pixels * pitch + 2 * kGuard;
-  const auto hx = random_vector<T>(size_t(t.n) * t.h * t.w * t.c, 1);
+  const size_t pixels = size_t(t.n) * p * q, second = kGuard + pixels * pitch + kGuard;
+  const int second_pitch = t.split ? t.k - t.split + 24 : 0, second_offset = t.split ? 16 : 0;
+  const size_t total = second + pixels * second_pitch + kGuard;
+  const int in_pitch = t.c + t.input_extra, in_offset = t.input_extra / 2 / 8 * 8;
+  const auto hx = random_vector<T>(size_t(t.n) * t.h * t.w * in_pitch, 1);
+  const auto hx2 = random_vector<T>(
+      size_t(t.n) * x.shortcut_h * x.shortcut_w * (t.shortcut_c + t.input_extra) + 8, 1);
+  const auto hw2 = random_vector<T>(size_t(t.k) * t.shortcut_c + 8, 0.1f);
   const auto hw = random_vector<T>(size_t(t.k) * t.r * t.s * cg, 0.1f);
   const auto hb = random_vector<T>(t.k, 1), hz = random_vector<T>(pixels * t.k, 1);
-  Device<T> dx(hx), dw(hw), db(hb), dz(hz), dy(total);
+  Device<T> dx(hx), dw(hw), db(hb), dz(hz), dx2(hx2), dw2(hw2), dy(total);
+  const int offset = t.extra / 2 / 8 * 8;
   ConvParams params{x,
-                    dx.p,
+                    dx.p + in_offset,
                     dw.p,
                     t.bias ? db.p : nullptr,
                     t.residual ? dz.p : nullptr,
-                    dy.p + kGuard + t.extra / 2 / 8 * 8,
+                    dy.p + kGuard + offset,
                     pitch,
-                    t.relu};
-  const int offset = t.extra / 2 / 8 * 8;
+                    t.relu,
+                    in_pitch};
+  params.shortcut_input = dx2.p + in_offset, params.shortcut_weight = dw2.p;
+  params.shortcut_pitch = t.shortcut_c + t.input_extra;
+  params.split = t.split, params.second_pitch = second_pitch;
+  params.second_output = dy.p + second + second_offset;
+  auto place = [&](size_t m, int k) {  // of output (m, k) in dy
+    return t.split && k >= t.split ? second + m * second_pitch + second_offset + k - t.split
+                                   : kGuard + m * pitch + offset + k;
+  };
+  std::vector<bool> inside(total);
+  for (size_t m = 0; m < pixels; ++m)
+    for (int k = 0; k < t.k; ++k) inside[place(m, k)] = true;
 
   std::vector<size_t> samples;
   std::vector<double> expected;
@@ -129,15 +171,22 @@ int check_case(const Case& t, Dtype dtype, double tolerance) {
           const int h = (oh * window + i / 2) * t.stride - x.pad_h + r * t.dilation;
           const int w = (ow * window + i % 2) * t.stride - x.pad_w + s * t.dilation;
           if (h < 0 || w < 0 || h >= t.h || w >= t.w) continue;
-          const size_t from = ((size_t(n) * t.h + h) * t.w + w) * t.c + k / kg * cg;
+          const size_t from =
+              ((size_t(n) * t.h + h) * t.w + w) * in_pitch + in_offset + k / kg * cg;
           const size_t filter = ((size_t(k) * t.r + r) * t.s + s) * cg;
           for (int c = 0; c < cg; ++c) acc += value(hx[from + c]) * value(hw[filter + c]);
         }
       best = std::max(best, acc);
     }
+    if (t.shortcut_c) {
+      const size_t row = size_t(n) * x.shortcut_h + oh * t.shortcut_stride;
+      const size_t from = (row * x.shortcut_w + ow * t.shortcut_stride) * params.shortcut_pitch;
+      for (int c = 0; c < t.shortcut_c; ++c)
+        best += value(hx2[from + in_offset + c]) * value(hw2[size_t(k) * t.shortcut_c + c]);
+    }
     if (t.residual) best += value(hz[j]);
     if (t.relu && best < 0) best = 0;
-    samples.push_back(m * pitch + offset + k), expected.push_back(best);
+    samples.push_back(place(m, k)), expected.push_back(best);
   }
 
   int bad = 0;
@@ -159,33 +208,86 @@ int check_case(const Case& t, Dtype dtype, double tolerance) {
     size_t foreign = 0, unwritten = 0;  // touched outside the slice, left inside it
     for (size_t i = 0; i < total; ++i) {
       const bool nan = std::isnan(value(first[i]));
-      const bool guard = i < kGuard || i >= total - kGuard;
-      const int k = guard ? -1 : int((i - kGuard) % pitch) - offset;
-      if (guard || k < 0 || k >= t.k)
-        foreign += !nan;
-      else
-        unwritten += nan;
+      foreign += !inside[i] && !nan;
+      unwritten += inside[i] && nan;
     }
     double num = 0, den = 0;
     for (size_t i = 0; i < samples.size(); ++i) {
-      const double d = value(first[kGuard + samples[i]]) - expected[i];
+      const double d = value(first[samples[i]]) - expected[i];
       num += d * d, den += expected[i] * expected[i];
     }
     const double error = std::sqrt(num / den);
     const bool ok = error < tolerance && same && !foreign && !unwritten;
     bad += !ok;
     std::printf(
-        "%s n%d %dx%d c%d k%d %dx%d/%d p%d d%d g%d res%d pool%d %-20s error %.2e %s%s%s%s\n",
+        "%s n%d %dx%d c%d k%d %dx%d/%d p%d d%d g%d res%d pool%d slice%d shortcut%d split%d %-20s "
+        "error %.2e %s%s%s%s\n",
         dtype == Dtype::bf16  ? "bf16"
         : dtype == Dtype::f16 ? "f16"
                               : "f32",
         t.n, t.h, t.w, t.c, t.k, t.r, t.s, t.stride, t.pad, t.dilation, t.groups, t.residual,
-        t.pool, instance.name, error, ok ? "ok" : "BAD", same ? "" : " differs",
-        foreign ? " foreign" : "", unwritten ? " unwritten" : "");
+        t.pool, t.input_extra, t.shortcut_c, t.split, instance.name, error, ok ? "ok" : "BAD",
+        same ? "" : " differs", foreign ? " foreign" : "", unwritten ? " unwritten" : "");
     std::fflush(stdout);
   }
   return bad;
 }
+
+#ifndef CNNKERNELS_EMULATED
+// A chain of convolutions, each reading what the one before wrote, must give the same bits when
+// every kernel starts before its predecessor has ended: launched one by one and from a CUDA graph.
+int check_early_start() {
+  int bad = 0;
+  plan::ConvProblem x;
+  x.n = 2, x.c = x.k = 128, x.h = x.w = 14, x.r = x.s = 3, x.pad_h = x.pad_w = 1;
+  const size_t count = size_t(x.pixels()) * x.k;
+  const auto hx = random_vector<__half>(count, 1);
+  const auto hw = random_vector<__half>(size_t(x.k) * x.c * 9, 0.05f);
+  Device<__half> dw(hw), a(hx), b(count);
+  x.dtype = Dtype::f16;
+  cudaStream_t stream;
+  CUDA_OK(cudaStreamCreate(&stream));
+  for (const plan::Instance& instance : plan::kInstances) {
+    if (!plan::plan_instance(x, instance, 132).why_not.empty()) continue;
+    auto enqueue = [&](bool early) {
+      for (int i = 0; i < 20; ++i) {
+        ConvParams params{x,       i % 2 ? b.p : a.p, dw.p, nullptr,
+                          nullptr, i % 2 ? a.p : b.p, x.k,  true};
+        params.early_start = early;
+        CUDA_OK(launch_conv2d_sm90(params, &instance, stream));
+      }
+    };
+    std::vector<__half> results[3];
+    for (int way = 0; way < 3; ++way) {
+      CUDA_OK(cudaMemcpy(a.p, hx.data(), count * 2, cudaMemcpyHostToDevice));
+      if (way < 2) {
+        enqueue(way == 1);
+      } else {
+        cudaGraph_t graph;
+        cudaGraphExec_t exec;
+        CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        enqueue(true);
+        CUDA_OK(cudaStreamEndCapture(stream, &graph));
+        CUDA_OK(cudaGraphInstantiate(&exec, graph, 0));
+        CUDA_OK(cudaGraphLaunch(exec, stream));
+        CUDA_OK(cudaStreamSynchronize(stream));
+        CUDA_OK(cudaGraphExecDestroy(exec));
+        CUDA_OK(cudaGraphDestroy(graph));
+      }
+      CUDA_OK(cudaStreamSynchronize(stream));
+      results[way].resize(count);
+      CUDA_OK(cudaMemcpy(results[way].data(), a.p, count * 2, cudaMemcpyDeviceToHost));
+    }
+    const bool stream_ok = !std::memcmp(results[0].data(), results[1].data(), count * 2);
+    const bool graph_ok = !std::memcmp(results[0].data(), results[2].data(), count * 2);
+    bad += !stream_ok + !graph_ok;
+    std::printf("early start %-20s stream %s graph %s\n", instance.name, stream_ok ? "ok" : "BAD",
+                graph_ok ? "ok" : "BAD");
+  }
+  CUDA_OK(cudaStreamDestroy(stream));
+  return bad;
+}
+#endif
 
 int main(int argc, char** argv) {
   auto wanted = [&](const char* name) {
@@ -201,6 +303,9 @@ int main(int argc, char** argv) {
     if (all || wanted("f16")) bad += check_case<__half>(t, Dtype::f16, 1e-3);
     if (all || wanted("f32")) bad += check_case<float>(t, Dtype::f32, 1e-3);
   }
+#ifndef CNNKERNELS_EMULATED
+  if (all || wanted("f16")) bad += check_early_start();
+#endif
   std::printf(bad ? "%d BAD\n" : "all ok (%d bad)\n", bad);
   return bad != 0;
 }
