@@ -1,11 +1,12 @@
 // Stride-1 convolution of many channels, bias, residual, ReLU, 2x2 max-pool: 128 output channels x
-// N output pixels. The input box of a tile (plan::HaloTile) is loaded once per chunk of input
-// channels and every tap multiplies it from a shifted start address; the weights stream through a
-// ring, one tap of one chunk a stage. Persistent blocks walk the tiles, channels first; warp 0
-// fetches, each of two consumer warpgroups multiplies 64 channels, adds bias and ReLU, stages and
-// stores by TMA. Shared memory: two boxes, weight stages, a staging buffer per warpgroup, barriers.
-// Against im2col the input crosses L2 -> shared memory once instead of R x S times: less power,
-// higher clocks.
+// N output pixels, or 64 channels x two tiles of N pixels with a box each. The input box of a tile
+// (plan::HaloTile) is loaded once per chunk of input channels and every tap multiplies it from a
+// shifted start address; the weights stream through a ring, one tap of one chunk a stage.
+// Persistent blocks walk the tiles, channels first; warp 0 fetches, each of two consumer warpgroups
+// multiplies 64 channels x N pixels, adds bias and ReLU, stages and stores by TMA. Shared memory:
+// two boxes (pairs of boxes), weight stages, a staging buffer per warpgroup, barriers. Against
+// im2col the input crosses L2 -> shared memory once instead of R x S times: less power, higher
+// clocks.
 #include "conv2d/conv2d_halo.cuh"
 
 namespace cnnkernels {
@@ -13,15 +14,16 @@ namespace {
 
 constexpr int kBoxes = 2;
 
-template <class T, int kPixels, int kRowBytes>
+template <class T, int kChannels, int kPixels, int kRowBytes>
 __global__ void __launch_bounds__(384, 1)
     conv2d_halo_stream_kernel(const __grid_constant__ HaloMaps maps, const HaloParams prm,
                               const int staged_bytes) {
-  constexpr int kWeightBytes = 128 * kRowBytes;  // one tap of one chunk
+  constexpr int kWeightBytes = kChannels * kRowBytes;  // one tap of one chunk
+  constexpr int kParts = kChannels == 64 ? 2 : 1;      // pixel tiles, one per warpgroup or one
   constexpr int kPart = plan::halo_staged_pixels(kPixels);
   extern __shared__ uint8_t shared_raw[];
   const uint32_t boxes = (sm90::shared_address(shared_raw) + 1023) & ~1023u;
-  const uint32_t weights = boxes + kBoxes * prm.box_slot;
+  const uint32_t weights = boxes + kBoxes * kParts * prm.box_slot;
   const uint32_t staging = weights + prm.stages * kWeightBytes;
   const uint32_t box_full = staging + 2 * staged_bytes, box_empty = box_full + kBoxes * 8;
   const uint32_t full = box_empty + kBoxes * 8, empty = full + prm.stages * 8;
@@ -53,14 +55,17 @@ __global__ void __launch_bounds__(384, 1)
     if (warp != 0 || lane != 0) return;
     sm90::RingPosition box{0, 1}, stage{0, 1};
     for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-      const int channel = index % prm.channel_tiles * 128;
-      const HaloPosition at(index / prm.channel_tiles, prm);
+      const int channel = index % prm.channel_tiles * kChannels;
       for (int chunk = 0; chunk < prm.chunks; ++chunk) {
         const int c = chunk * prm.chunk_channels;
         sm90::mbarrier_wait(box_empty + box.slot * 8, box.parity);
-        sm90::mbarrier_arrive_expect_tx(box_full + box.slot * 8, prm.box_bytes);
-        sm90::tma_load_4d(boxes + box.slot * prm.box_slot, &maps.x, box_full + box.slot * 8, c,
-                          at.q - prm.pad_w, at.p - prm.pad_h, at.n);
+        sm90::mbarrier_arrive_expect_tx(box_full + box.slot * 8, kParts * prm.box_bytes);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {  // a second one past the last image is zeros
+          const HaloPosition at(index / prm.channel_tiles * kParts + part, prm);
+          sm90::tma_load_4d(boxes + (box.slot * kParts + part) * prm.box_slot, &maps.x,
+                            box_full + box.slot * 8, c, at.q - prm.pad_w, at.p - prm.pad_h, at.n);
+        }
         box.advance(kBoxes);
         for (int tap = 0; tap < prm.r * prm.s; ++tap) {
           sm90::mbarrier_wait(empty + stage.slot * 8, stage.parity);
@@ -83,8 +88,8 @@ __global__ void __launch_bounds__(384, 1)
   float acc[kPixels / 2];
   sm90::RingPosition box, stage;
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const int channel = index % prm.channel_tiles * 128 + group * 64;
-    const HaloPosition at(index / prm.channel_tiles, prm);
+    const int channel = index % prm.channel_tiles * kChannels + (kParts == 1 ? group * 64 : 0);
+    const HaloPosition at(index / prm.channel_tiles * kParts + (kParts == 2 ? group : 0), prm);
     const int mine = channel + thread / 32 * 16 + lane / 4;
     const float bias0 = bias && mine < prm.k ? to_float(bias[mine]) : 0.f;
     const float bias1 = bias && mine + 8 < prm.k ? to_float(bias[mine + 8]) : 0.f;
@@ -122,14 +127,15 @@ __global__ void __launch_bounds__(384, 1)
     int previous_stage = -1, previous_box = -1;
     for (int chunk = 0; chunk < prm.chunks; ++chunk) {
       sm90::mbarrier_wait(box_full + box.slot * 8, box.parity);
-      const uint32_t source = boxes + box.slot * prm.box_slot;
+      const uint32_t source =
+          boxes + (box.slot * kParts + (kParts == 2 ? group : 0)) * prm.box_slot;
       for (int r = 0; r < prm.r; ++r)
         for (int s = 0; s < prm.s; ++s) {
           sm90::mbarrier_wait(full + stage.slot * 8, stage.parity);
           const uint64_t pixels = sm90::window_descriptor<kRowBytes>(
               source + (r * prm.pitch + s) * kRowBytes, prm.group_pixels * kRowBytes);
           const uint64_t filter = sm90::swizzled_descriptor<kRowBytes>(
-              weights + stage.slot * kWeightBytes + group * 64 * kRowBytes);
+              weights + stage.slot * kWeightBytes + (kParts == 1 ? group * 64 * kRowBytes : 0));
           sm90::wgmma_fence();
 #pragma unroll
           for (int k = 0; k < kRowBytes / 32; ++k)
@@ -183,7 +189,7 @@ __global__ void __launch_bounds__(384, 1)
   if (thread == 0) sm90::tma_store_wait<0>();
 }
 
-template <class T, int kPixels, int kRowBytes>
+template <class T, int kChannels, int kPixels, int kRowBytes>
 cudaError_t launch(const ConvGroup& g, cudaStream_t stream) {
   const plan::HaloTile& tile = g.plan.halo;
   const bool halves = kPixels == 224 && !tile.whole_rows;
@@ -195,19 +201,21 @@ cudaError_t launch(const ConvGroup& g, cudaStream_t stream) {
   HaloMaps maps;
   const cudaError_t error = halo_maps(g, rows, &maps);
   if (error != cudaSuccess) return error;
-  return launch_kernel<conv2d_halo_stream_kernel<T, kPixels, kRowBytes>>(
+  return launch_kernel<conv2d_halo_stream_kernel<T, kChannels, kPixels, kRowBytes>>(
       {g.plan.grid, g.plan.shared_bytes, 1, g.params.early_start}, stream, maps, prm, staged);
 }
 
 template <class T>
 cudaError_t dispatch(const ConvGroup& g, cudaStream_t stream) {
   const plan::Instance& i = *g.plan.instance;
+  if (i.channels == 64) return launch<T, 64, 112, 128>(g, stream);
   if (i.row_bytes == 64)
-    return i.pixels == 224 ? launch<T, 224, 64>(g, stream) : launch<T, 208, 64>(g, stream);
+    return i.pixels == 224 ? launch<T, 128, 224, 64>(g, stream)
+                           : launch<T, 128, 208, 64>(g, stream);
   switch (i.pixels) {
-    case 112: return launch<T, 112, 128>(g, stream);
-    case 208: return launch<T, 208, 128>(g, stream);
-    case 224: return launch<T, 224, 128>(g, stream);
+    case 112: return launch<T, 128, 112, 128>(g, stream);
+    case 208: return launch<T, 128, 208, 128>(g, stream);
+    case 224: return launch<T, 128, 224, 128>(g, stream);
   }
   return cudaErrorInvalidValue;
 }

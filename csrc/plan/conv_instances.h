@@ -15,7 +15,7 @@ enum class Family {
 struct Instance {
   const char* name;
   Family family;
-  int channels;   // output channels of a block's tile (both consumer warpgroups)
+  int channels;   // output channels of a block's tile; 64: each consumer warpgroup has its pixels
   int pixels;     // N of wgmma: output pixels of one warpgroup's accumulators
   int row_bytes;  // bytes of input channels in one shared-memory row (the swizzle span)
   const char* why;
@@ -58,6 +58,8 @@ constexpr Instance kInstances[] = {
     {"halo_stream_112_c128", Family::halo_stream, 128, 112, 128, "maps of 14"},
     {"halo_stream_208_c128", Family::halo_stream, 128, 208, 128, "7 whole rows of a 28 map"},
     {"halo_stream_224_c64", Family::halo_stream, 128, 224, 64, "C = 96, 160: no half-empty chunk"},
+    {"halo_stream_2x112_c128", Family::halo_stream, 64, 112, 128, "TF32, C = 64, K = 64 and 192",
+     false},
     {"halo_stream_208_c64", Family::halo_stream, 128, 208, 64, "the same on 27 and 28 maps", false},
 };
 constexpr int kInstanceCount = sizeof(kInstances) / sizeof(kInstances[0]);

@@ -96,7 +96,7 @@ inline std::string reason(const ConvPlan& plan, int sms) {
       "%.1f us: %s",
       static_cast<long long>(plan.tiles()), plan.instance->channels,
       plan.instance->pixels *
-          (plan.instance->channels == 64 && plan.instance->family == Family::igemm ? 2 : 1),
+          (plan.instance->channels == 64 && plan.instance->family != Family::halo_res ? 2 : 1),
       sms, static_cast<double>(plan.tiles()) / sms, plan.us, plan.instance->why);
   return text;
 }

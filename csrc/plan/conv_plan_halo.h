@@ -38,7 +38,8 @@ inline void plan_halo(const ConvProblem& x, int sms, ConvPlan& plan) {
     return;
   }
   plan.channel_tiles = static_cast<int>(ceil_div(x.k, i.channels));
-  plan.pixel_tiles = t.tiles(x.n);
+  const int parts = !resident && i.channels == 64 ? 2 : 1;  // pixel tiles of a block's tile
+  plan.pixel_tiles = ceil_div(t.tiles(x.n), parts);
   const int taps = x.r * x.s;
   const int box = align_up(int64_t{t.box_pixels()} * i.row_bytes);
   const int64_t weight_tap = int64_t{i.channels} * i.row_bytes;
@@ -52,7 +53,7 @@ inline void plan_halo(const ConvProblem& x, int sms, ConvPlan& plan) {
   } else {
     const bool half = i.pixels == 224 && !t.whole_rows;
     plan.buffers = 1;
-    fixed += 2 * box + 2 * int64_t{half ? halo_staged_pixels(224) : i.pixels} * 64 * e;
+    fixed += 2 * parts * box + 2 * int64_t{half ? halo_staged_pixels(224) : i.pixels} * 64 * e;
     plan.stages =
         static_cast<int>(std::min<int64_t>(kMaxStages, (kSharedLimit - fixed) / weight_tap));
     if (fixed > kSharedLimit || plan.stages < 3)
@@ -81,7 +82,7 @@ inline void plan_halo(const ConvProblem& x, int sms, ConvPlan& plan) {
   } else {
     plan.grid = static_cast<int>(std::min<int64_t>(plan.tiles(), sms));
     const double waves = static_cast<double>(ceil_div(plan.tiles(), sms));
-    const double operands = plan.chunks * (taps * weight_tap + box) / kStreamBytesPerClock;
+    const double operands = plan.chunks * (taps * weight_tap + parts * box) / kStreamBytesPerClock;
     clocks = waves * (std::max(mma, operands) + epilogue) + kPrologueClocks;
   }
   plan.us = overlapped_us(clocks, x.bytes());
