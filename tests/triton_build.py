@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
@@ -179,11 +180,12 @@ def the_others(capability: int):
             "DIL_W": 1, "NHWC": True, "RELU": True, "WIDE": False, "BLOCK": 1024}  # fmt: skip
     stem = {"C": 3, "CP": 16, "R": 7, "S": 7, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 3, "PAD_W": 3,
             "WIDE": False, "BLOCK": 1024}  # fmt: skip
+    norm = {"SIZE": 5, "BIAS": False, "RELU": True, "WIDE": False, "SUM": tl.float32, "BLOCK": 1024}
     average = {"ROWS_FAST": True, "BLOCK_R": 64, "BLOCK_P": 16}
     for fn, constants in [
         (add_relu.add_relu_kernel, {"BLOCK": 1024}),
         (max_pool2d.max_pool2d_kernel, pool),
-        (lrn.lrn_kernel, {"SIZE": 5, "BIAS": False, "RELU": True, "WIDE": False, "BLOCK": 1024}),
+        (lrn.lrn_kernel, norm),
         (global_avg_pool2d.global_avg_pool2d_kernel, average),
         (conv2d_stem.stem_prepare_kernel, stem),
     ]:

@@ -12,8 +12,7 @@ inline LrnShape lrn_shape(const Tensor& x, int64_t size, double alpha, double be
   LrnShape s;
   s.n = x.size(0), s.c = x.size(1), s.pixels = x.size(2) * x.size(3);
   s.size = static_cast<int>(size);
-  s.alpha = static_cast<float>(alpha), s.beta = static_cast<float>(beta);
-  s.k = static_cast<float>(k), s.relu = relu;
+  s.alpha = alpha, s.beta = beta, s.k = k, s.relu = relu;
   return s;
 }
 

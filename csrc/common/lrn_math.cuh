@@ -7,63 +7,110 @@
 
 namespace cnnkernels {
 
-// Constants of one call: d = k + scale * sum of squares, y = v * d^-beta.
+// Constants of one call: d = k + scale * sum of squares, y = v * d^-beta. What fp32 can't hold goes
+// into a second float.
 struct LrnConstants {
-  float scale, beta, k;
+  float scale, scale_low, beta, k, k_low;
+  float limit;  // a larger d needs an exact sum, see denominators()
   bool relu;
   explicit LrnConstants(const LrnShape& s)
-      : scale(s.alpha / static_cast<float>(s.size)), beta(s.beta), k(s.k), relu(s.relu) {}
+      : scale(static_cast<float>(s.alpha / s.size)),
+        scale_low(static_cast<float>(s.alpha / s.size - scale)),
+        beta(static_cast<float>(s.beta)),
+        k(static_cast<float>(s.k)),
+        k_low(static_cast<float>(s.k - k)),
+        limit(1.25f * k),
+        relu(s.relu) {}
 };
 
-__device__ __forceinline__ float max_nan(float a, float b) {
-  float r;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-  return r;
-}
-__device__ __forceinline__ float approx_exp2_of_log2(float d, float factor) {  // d^factor
-  float r;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
-  r *= factor;
-  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(r));
-  return r;
-}
-
-// d^-beta and d^-(beta + 1) for the fast kernels. 16-bit types: two special-function instructions,
-// error 5e-7, far below their rounding, any beta. fp32: beta = 3/4 from rsqrt and sqrt, then one
-// Newton step against p^4 d^3 = 1, which brings the error to fp32 rounding.
-template <class T>
-struct FastPower {
-  __device__ static float minus_beta(float d, float beta) { return approx_exp2_of_log2(d, -beta); }
-  __device__ static void both(float d, float beta, float& p, float& p1) {
-    p1 = approx_exp2_of_log2(d, -beta - 1.f);
-    p = p1 * fminf(d, 3.4e38f);  // 0, not NaN, where d overflowed
-  }
-};
-template <>
-struct FastPower<float> {
-  __device__ static void both(float d, float, float& p, float& p1) {
-    float r, q;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
-    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(q) : "f"(r));
-    const float p0 = r * q;
-    const float half = p0 * p0 * d;  // about d^-1/2
-    // The relative errors; NaN where d overflowed, made 1 so that the powers stay 0.
-    const float error = fminf(fmaf(half * half, d, -1.f), 1.f);
-    const float inverse = r * r;
-    const float inverse_error = fminf(fmaf(inverse, d, -1.f), 1.f);
-    p = fmaf(-0.25f * p0, error, p0);
-    p1 = p * fmaf(-inverse, inverse_error, inverse);
-  }
-  __device__ static float minus_beta(float d, float beta) {
-    float p, p1;
-    both(d, beta, p, p1);
-    return p;
-  }
+struct TwoFloats {  // high + low, |low| far below |high|
+  float high, low;
 };
 
 // A product that stays one: contracted into different sums, the kernels would differ in the last
 // bit.
 __device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
+
+// Adds x to sum, what rounding loses to sum.low (Knuth's TwoSum).
+__device__ __forceinline__ void add_exactly(TwoFloats& sum, float x) {
+  const float high = sum.high + x, rest = high - sum.high;
+  sum.low += (sum.high - (high - rest)) + (x - rest);
+  sum.high = high;
+}
+
+// d of the windows v[e] .. v[e + 4] from their sums of squares. 16-bit types: one rounding. fp32:
+// the sum's own roundings, up to 4, and the scale's count for the share that the sum has in d; up
+// to a fifth (d <= 1.25 k) they stay below 0.75 ulp of the result, above it the sum is made exact.
+template <class T, int N>
+__device__ __forceinline__ void denominators(const float* v, const float* sum,
+                                             const LrnConstants& lrn, TwoFloats* d) {
+  bool large = false;
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    d[e].high = fmaf(lrn.scale, sum[e], lrn.k);
+    if constexpr (sizeof(T) == 4) {
+      d[e].low = fmaf(lrn.scale, sum[e], lrn.k - d[e].high) + lrn.k_low;
+      large |= d[e].high > lrn.limit;
+    }
+  }
+  if (large) {
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      TwoFloats exact{0.f, 0.f};
+#pragma unroll
+      for (int j = e; j < e + 5; ++j) {
+        const float square = product(v[j], v[j]);
+        add_exactly(exact, square);
+        exact.low += fmaf(v[j], v[j], -square);
+      }
+      const float scaled = product(lrn.scale, exact.high);
+      const float rest = fmaf(lrn.scale, exact.high, -scaled);
+      d[e] = {lrn.k, fmaf(lrn.scale, exact.low, fmaf(lrn.scale_low, exact.high, rest)) + lrn.k_low};
+      add_exactly(d[e], scaled);
+    }
+  }
+}
+
+// d^-beta and d^-(beta + 1) for the fast kernels, and v * d^-beta. 16-bit types: two special
+// functions, error 5e-7, far below their rounding, any beta.
+template <class T>
+struct LrnPower {
+  __device__ static float scaled(float v, TwoFloats d, const LrnConstants& lrn) {
+    return v * approx_exp2(approx_log2(d.high) * -lrn.beta);
+  }
+  __device__ static void both(TwoFloats d, const LrnConstants& lrn, float& p, float& p1) {
+    p1 = approx_exp2(approx_log2(d.high) * (-lrn.beta - 1.f));
+    p = p1 * fminf(d.high, 3.4e38f);  // 0, not NaN, where d overflowed
+  }
+};
+
+// fp32: beta = 3/4 only. r ~ d^-1/2 and q ~ r^1/2, each corrected by one Newton step whose residual
+// is computed without rounding; r * q and the corrections stay in two floats, so the result is
+// rounded once (below 1.5 ulp with d's error; tests/cuda/check_mem.cu).
+template <>
+struct LrnPower<float> {
+  __device__ static TwoFloats power(TwoFloats d, float& inverse, float& error) {
+    const float r = approx_rsqrt(d.high), q = approx_sqrt(r), t = product(r, d.high);
+    inverse = product(r, r);
+    error = fmaf(fmaf(r, d.high, -t), r, fmaf(t, r, -1.f));  // r^2 d - 1
+    // NaN where d overflowed, made 1 so that the powers stay 0.
+    error = fminf(fmaf(inverse, d.low, error), 1.f);
+    const float q_error = fmaf(q, q, -r);
+    const float high = product(r, q);
+    return {high, fmaf(q, fmaf(-0.75f * r, error, -0.5f * q_error), fmaf(r, q, -high))};
+  }
+  __device__ static float scaled(float v, TwoFloats d, const LrnConstants&) {
+    float inverse, error;
+    const TwoFloats p = power(d, inverse, error);
+    return fmaf(v, p.high, v * p.low);
+  }
+  __device__ static void both(TwoFloats d, const LrnConstants&, float& p, float& p1) {
+    float inverse, error;
+    const TwoFloats two = power(d, inverse, error);
+    p = two.high + two.low;
+    p1 = p * fmaf(-inverse, error, inverse);
+  }
+};
 
 // sum[e] = q[e] + ... + q[e + 4]: neighbours share the sums of two.
 template <int N>

@@ -2,6 +2,7 @@
 // 16-byte asynchronous copies to the same address modulo 16, so any start offset works.
 #pragma once
 
+#include "common/ptx.cuh"
 #include "common/vec.cuh"
 
 namespace cnnkernels {
@@ -19,18 +20,6 @@ __device__ __forceinline__ T* tile_start(char* shared, const T* global) {
 template <class T>
 __device__ __forceinline__ T* row_start(char* shared, uint32_t address, int r, uint32_t step) {
   return reinterpret_cast<T*>(shared + ((address + r * step) & 15));
-}
-
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global)
-               : "memory");
-}
-__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
-template <int kPending>
-__device__ __forceinline__ void copy_async_wait() {  // then __syncthreads()
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // Elements before the first 16-byte boundary.

@@ -2,6 +2,7 @@
 // keeps positions in this packed form, which halves its instructions for 16-bit types.
 #pragma once
 
+#include "common/ptx.cuh"
 #include "common/vec.cuh"
 
 namespace cnnkernels {
@@ -17,9 +18,7 @@ struct Words<float> {
   using Raw = uint32_t;
 
   __device__ static uint32_t maximum(uint32_t a, uint32_t b) {  // NaN if either is
-    uint32_t r;
-    asm("max.NaN.f32 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
+    return __float_as_uint(max_nan(__uint_as_float(a), __uint_as_float(b)));
   }
   __device__ static uint32_t greater_mask(uint32_t a, uint32_t b) {
     return __uint_as_float(a) > __uint_as_float(b) ? ~0u : 0u;
@@ -50,43 +49,27 @@ struct PairWords {
 template <>
 struct Words<__nv_bfloat16> : PairWords<__nv_bfloat162> {
   static constexpr uint32_t kNegInf = 0xff80ff80u;
-  __device__ static uint32_t maximum(uint32_t a, uint32_t b) {
-    uint32_t r;
-    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
-  }
+  __device__ static uint32_t maximum(uint32_t a, uint32_t b) { return max_nan_bf16x2(a, b); }
   __device__ static bool has_nan(uint32_t a) {
     return ((a & 0x7fffu) > 0x7f80u) | ((a & 0x7fff0000u) > 0x7f800000u);
   }
   __device__ static float element(uint32_t w, int e) {
     return __uint_as_float((e & 1) ? w & 0xffff0000u : w << 16);
   }
-  __device__ static uint32_t pack(const float* f) {
-    uint32_t r;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(f[1]), "f"(f[0]));
-    return r;
-  }
+  __device__ static uint32_t pack(const float* f) { return pack_bf16x2(f[0], f[1]); }
 };
 
 template <>
 struct Words<__half> : PairWords<__half2> {
   static constexpr uint32_t kNegInf = 0xfc00fc00u;
-  __device__ static uint32_t maximum(uint32_t a, uint32_t b) {
-    uint32_t r;
-    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
-  }
+  __device__ static uint32_t maximum(uint32_t a, uint32_t b) { return max_nan_f16x2(a, b); }
   __device__ static bool has_nan(uint32_t a) {
     return ((a & 0x7fffu) > 0x7c00u) | ((a & 0x7fff0000u) > 0x7c000000u);
   }
   __device__ static float element(uint32_t w, int e) {
     return __half2float(__ushort_as_half(static_cast<uint16_t>((e & 1) ? w >> 16 : w)));
   }
-  __device__ static uint32_t pack(const float* f) {
-    uint32_t r;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(f[1]), "f"(f[0]));
-    return r;
-  }
+  __device__ static uint32_t pack(const float* f) { return pack_f16x2(f[0], f[1]); }
 };
 
 // One scan step: where v > best, take v and its position. A NaN goes into `best` (the value is then

@@ -1,6 +1,9 @@
 // LRN, forward and backward, for any window size, constants, layout, alignment and channel count.
 // Thread = one pixel and a range of channels, which it walks with the window in a ring in shared
-// memory (its own column, so no barriers and no bank conflicts). Precise powf.
+// memory (its own column, so no barriers and no bank conflicts). fp32 sums and raises in fp64,
+// which leaves one rounding; 16-bit types use powf.
+#include <type_traits>
+
 #include "common/dispatch.cuh"
 #include "common/lrn_math.cuh"
 #include "lrn/lrn.h"
@@ -18,13 +21,16 @@ struct Args {
   int64_t images, channels, pixels, piece;  // piece: channels per thread
   int64_t pixel_stride, channel_stride;
   int size;
+  double scale, beta, k;
+  bool relu;
 };
 
 // Walks channels [first - ..., last + ...) of one pixel. A channel's value is final when its window
 // is complete, that is `front` channels later; the backward pass then needs t over the mirrored
 // window, `back` channels further on.
 template <class T, bool kBackward>
-__global__ void lrn_any_kernel(const Args a, const LrnConstants lrn, int64_t total) {
+__global__ void lrn_any_kernel(const Args a, int64_t total) {
+  using Wide = std::conditional_t<sizeof(T) == 4, double, float>;
   extern __shared__ float ring[];  // [rows][threads]: v, and backward also g -> direct, t
   const int64_t id = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (id >= total) return;
@@ -32,6 +38,8 @@ __global__ void lrn_any_kernel(const Args a, const LrnConstants lrn, int64_t tot
   const int64_t pieces = (a.channels + a.piece - 1) / a.piece;
   const int64_t first = rest % pieces * a.piece, n = rest / pieces;
   const int64_t last = min(a.channels, first + a.piece);
+  const Wide scale = static_cast<Wide>(a.scale), beta = static_cast<Wide>(a.beta);
+  const Wide k = static_cast<Wide>(a.k);
   const int front = plan::lrn_front(a.size), back = plan::lrn_back(a.size);
   const int64_t at = n * a.channels * a.pixels + pixel * a.pixel_stride;
   const T* x = static_cast<const T*>(a.x) + at;
@@ -53,34 +61,33 @@ __global__ void lrn_any_kernel(const Args a, const LrnConstants lrn, int64_t tot
     if (c < a.channels) {
       float v = to_float(x[c * a.channel_stride]);
       if (bias) v += to_float(bias[c]);
-      if (lrn.relu) v = max_nan(v, 0.f);
+      if (a.relu) v = max_nan(v, 0.f);
       cell(0, c) = v;
     }
     const int64_t middle = c - back;  // its window is complete
     if (middle >= t_first && middle < t_last) {
-      float sum = 0.f;
+      Wide sum = 0;
       for (int64_t j = max(middle - front, int64_t{0}); j <= min(middle + back, a.channels - 1);
            ++j)
-        sum = fmaf(cell(0, j), cell(0, j), sum);
-      const float d = fmaf(lrn.scale, sum, lrn.k), v = cell(0, middle);
-      const float power = powf(d, -lrn.beta);
+        sum += Wide{cell(0, j)} * cell(0, j);
+      const Wide d = scale * sum + k, v = cell(0, middle), power = pow(d, -beta);
       if (kBackward) {
         const float g = to_float(dy[middle * a.channel_stride]);
-        cell(1, middle) = g * power;
-        cell(2, middle) = g * v * (power / d);
+        cell(1, middle) = static_cast<float>(g * power);
+        cell(2, middle) = static_cast<float>(g * v * (power / d));
       } else {
-        out[middle * a.channel_stride] = from_float<T>(v * power);
+        out[middle * a.channel_stride] = from_float<T>(static_cast<float>(v * power));
       }
     }
     const int64_t target = middle - front;  // the windows that hold it are complete
     if (kBackward && target >= first && target < last) {
-      float sum = 0.f;
+      Wide sum = 0;
       for (int64_t j = max(target - back, int64_t{0}); j <= min(target + front, a.channels - 1);
            ++j)
         sum += cell(2, j);
       const float v = cell(0, target);
-      float result = fmaf(-2.f * lrn.scale * lrn.beta * v, sum, cell(1, target));
-      if (lrn.relu && v <= 0.f) result = 0.f;
+      float result = static_cast<float>(-2 * scale * beta * v * sum + cell(1, target));
+      if (a.relu && v <= 0.f) result = 0.f;
       out[target * a.channel_stride] = from_float<T>(result);
     }
   }
@@ -102,7 +109,11 @@ cudaError_t launch(const LrnParams& p, cudaStream_t stream) {
            std::max<int64_t>(64, 8 * s.size),
            nhwc ? s.c : 1,
            nhwc ? 1 : s.pixels,
-           s.size};
+           s.size,
+           s.alpha / s.size,
+           s.beta,
+           s.k,
+           s.relu};
     const int64_t row_bytes = int64_t{kBackward ? 3 : 1} * 2 * s.size * sizeof(float);
     int threads = 128;
     while (threads > 1 && threads * row_bytes > kMostShared) threads /= 2;
@@ -113,8 +124,7 @@ cudaError_t launch(const LrnParams& p, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
     const int64_t total = s.n * s.pixels * ceil_div(s.c, a.piece);
     if (ceil_div(total, threads) > kMaxThreads) return cudaErrorInvalidValue;
-    kernel<<<static_cast<unsigned>(ceil_div(total, threads)), threads, bytes, stream>>>(
-        a, LrnConstants(s), total);
+    kernel<<<static_cast<unsigned>(ceil_div(total, threads)), threads, bytes, stream>>>(a, total);
     return cudaGetLastError();
   });
 }

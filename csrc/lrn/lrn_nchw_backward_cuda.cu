@@ -77,9 +77,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kBias ? 3 : 2)
   const float floor = lrn.relu ? 0.f : -INFINITY;
   const float cut = lrn.relu ? 0.f : NAN;  // at or below it the gradient is 0
   // Threads beyond the tile's pixels work on what lies there in their rows: nobody reads it.
-  // v[k], q[k], g[k]: value, square, gradient of channel c - k; t[k], direct[k] of c - kHalf - k.
-  float v[kLag + 1][P] = {}, q[kLag + 1][P] = {}, g[kHalf + 1][P] = {};
-  float t[kLag + 1][P] = {}, direct[kHalf + 1][P] = {};
+  // Of pixel i: v[i][k], q[i][k], g[i][k]: value, square, gradient of channel c - k; t[i][k],
+  // direct[i][k] of c - kHalf - k.
+  float v[P][kLag + 1] = {}, q[P][kLag + 1] = {}, g[P][kHalf + 1] = {};
+  float t[P][kLag + 1] = {}, direct[P][kHalf + 1] = {};
   const float factor = -2.f * lrn.scale * lrn.beta;
 
   load_stage(begin, 0);
@@ -99,25 +100,27 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && !kBias ? 3 : 2)
       for (int i = 0; i < P; ++i) {
 #pragma unroll
         for (int k = kLag; k > 0; --k)
-          v[k][i] = v[k - 1][i], q[k][i] = q[k - 1][i], t[k][i] = t[k - 1][i];
+          v[i][k] = v[i][k - 1], q[i][k] = q[i][k - 1], t[i][k] = t[i][k - 1];
 #pragma unroll
-        for (int k = kHalf; k > 0; --k) g[k][i] = g[k - 1][i], direct[k][i] = direct[k - 1][i];
+        for (int k = kHalf; k > 0; --k) g[i][k] = g[i][k - 1], direct[i][k] = direct[i][k - 1];
         const int pixel = threadIdx.x + i * kThreads;
         const float value = max_nan(to_float(x_row[pixel]) + b, floor);
-        v[0][i] = value, q[0][i] = product(value, value);
-        g[0][i] = to_float(dy_row[pixel]);
+        v[i][0] = value, q[i][0] = product(value, value);
+        g[i][0] = to_float(dy_row[pixel]);
 
         // Channel c - kHalf has its window now.
-        const float squares = (q[4][i] + q[3][i]) + (q[2][i] + q[1][i]) + q[0][i];
+        const float squares = (q[i][4] + q[i][3]) + (q[i][2] + q[i][1]) + q[i][0];
         float power, power1;
-        FastPower<T>::both(fmaf(lrn.scale, squares, lrn.k), lrn.beta, power, power1);
-        t[0][i] = product(g[kHalf][i] * v[kHalf][i], power1);
-        direct[0][i] = product(g[kHalf][i], power);
+        TwoFloats d;
+        denominators<T, 1>(v[i], &squares, lrn, &d);
+        LrnPower<T>::both(d, lrn, power, power1);
+        t[i][0] = product(g[i][kHalf] * v[i][kHalf], power1);
+        direct[i][0] = product(g[i][kHalf], power);
 
         // Channel c - kLag has its window of t now.
-        const float sum = (t[4][i] + t[3][i]) + (t[2][i] + t[1][i]) + t[0][i];
-        float result = fmaf(factor * v[kLag][i], sum, direct[kHalf][i]);
-        if (v[kLag][i] <= cut) result = 0.f;
+        const float sum = (t[i][4] + t[i][3]) + (t[i][2] + t[i][1]) + t[i][0];
+        float result = fmaf(factor * v[i][kLag], sum, direct[i][kHalf]);
+        if (v[i][kLag] <= cut) result = 0.f;
         out_row[pixel] = from_float<T>(result);
       }
     }

@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   const uint32_t y_low = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(y));
   const float floor = lrn.relu ? 0.f : -INFINITY;
   // Threads beyond the tile's pixels work on what lies there in their rows: nobody reads it.
-  // v[k], q[k]: value and square of channel c - k.
-  float v[kHalf + 1][P] = {}, q[2 * kHalf + 1][P] = {};
+  // v[i][k], q[i][k]: value and square of channel c - k of pixel i.
+  float v[P][2 * kHalf + 1] = {}, q[P][2 * kHalf + 1] = {};
 
   load_stage(begin, 0);
   for (int c_stage = begin, slot = 0; c_stage < end; c_stage += kStage, slot ^= 1) {
@@ -87,13 +87,12 @@ __global__ void __launch_bounds__(kThreads, 3)
       for (int i = 0; i < P; ++i) {
         const float value = max_nan(to_float(row[threadIdx.x + i * kThreads]) + b, floor);
 #pragma unroll
-        for (int k = kHalf; k > 0; --k) v[k][i] = v[k - 1][i];
-#pragma unroll
-        for (int k = 2 * kHalf; k > 0; --k) q[k][i] = q[k - 1][i];
-        v[0][i] = value, q[0][i] = product(value, value);
-        const float sum = (q[4][i] + q[3][i]) + (q[2][i] + q[1][i]) + q[0][i];
-        const float result =
-            v[kHalf][i] * FastPower<T>::minus_beta(fmaf(lrn.scale, sum, lrn.k), lrn.beta);
+        for (int k = 2 * kHalf; k > 0; --k) v[i][k] = v[i][k - 1], q[i][k] = q[i][k - 1];
+        v[i][0] = value, q[i][0] = product(value, value);
+        const float sum = (q[i][4] + q[i][3]) + (q[i][2] + q[i][1]) + q[i][0];
+        TwoFloats d;
+        denominators<T, 1>(v[i], &sum, lrn, &d);
+        const float result = LrnPower<T>::scaled(v[i][kHalf], d, lrn);
         out_row[threadIdx.x + i * kThreads] = from_float<T>(result);
       }
     }

@@ -38,19 +38,21 @@ __global__ void __launch_bounds__(kThreads)
   if (right) x_after.load(p + V), dy_after.load(g + V);
 
   float v[kX], q[kX], sum[kT], t[kT], direct[V];
+  TwoFloats d[kT];
   lrn_input<kBias>(x_own, b, true, lrn.relu, v + 2 * kHalo);
   lrn_input<kBias>(x_before, b - 2 * kHalo, left, lrn.relu, v);
   lrn_input<kBias>(x_after, b + V, right, lrn.relu, v + 2 * kHalo + V);
 #pragma unroll
   for (int i = 0; i < kX; ++i) q[i] = product(v[i], v[i]);
   sums_of_5<kT>(q, sum);
+  denominators<T, kT>(v, sum, lrn, d);
 #pragma unroll
   for (int i = 0; i < kT; ++i) {
     const float grad = i < kHalo       ? dy_before.element(i)
                        : i < kHalo + V ? dy_own.element(i - kHalo)
                                        : dy_after.element(i - kHalo - V);
     float power, power1;
-    FastPower<T>::both(fmaf(lrn.scale, sum[i], lrn.k), lrn.beta, power, power1);
+    LrnPower<T>::both(d[i], lrn, power, power1);
     t[i] = product(grad * v[kHalo + i], power1);
     if (i >= kHalo && i < kHalo + V) direct[i - kHalo] = product(grad, power);
   }

@@ -33,15 +33,16 @@ __global__ void __launch_bounds__(kThreads)
   if (right) after.load(p + V);
 
   float v[V + 2 * kHalo], q[V + 2 * kHalo], sum[V];
+  TwoFloats d[V];
   lrn_input<kBias>(own, b, true, lrn.relu, v + kHalo);
   lrn_input<kBias>(before, b - kHalo, left, lrn.relu, v);
   lrn_input<kBias>(after, b + V, right, lrn.relu, v + kHalo + V);
 #pragma unroll
   for (int i = 0; i < V + 2 * kHalo; ++i) q[i] = product(v[i], v[i]);
   sums_of_5<V>(q, sum);
+  denominators<T, V>(v, sum, lrn, d);
 #pragma unroll
-  for (int e = 0; e < V; ++e)
-    sum[e] = v[kHalo + e] * FastPower<T>::minus_beta(fmaf(lrn.scale, sum[e], lrn.k), lrn.beta);
+  for (int e = 0; e < V; ++e) sum[e] = LrnPower<T>::scaled(v[kHalo + e], d[e], lrn);
   Chunk<T, V>::rounded(sum).store(y + int64_t{index} * V);
 }
 

@@ -103,12 +103,14 @@ __global__ void __launch_bounds__(kThreads)
       if (right) after.load(p + V);
 
       float v[kX], q[kX], sum[kT], t[kT], direct[V];
+      TwoFloats d[kT];
       lrn_input<kBias>(own, bias, true, lrn.relu, v + 2 * kHalo);
       lrn_input<kBias>(before, bias - 2 * kHalo, left, lrn.relu, v);
       lrn_input<kBias>(after, bias + V, right, lrn.relu, v + 2 * kHalo + V);
 #pragma unroll
       for (int e = 0; e < kX; ++e) q[e] = product(v[e], v[e]);
       sums_of_5<kT>(q, sum);
+      denominators<T, kT>(v, sum, lrn, d);
 #pragma unroll
       for (int e = 0; e < kT; ++e) {
         float grad = 0.f;
@@ -121,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
               grad += windows[wq][wr].grad(e);
           }
         float power, power1;
-        FastPower<T>::both(fmaf(lrn.scale, sum[e], lrn.k), lrn.beta, power, power1);
+        LrnPower<T>::both(d[e], lrn, power, power1);
         t[e] = product(grad * v[kHalo + e], power1);
         if (e >= kHalo && e < kHalo + V) direct[e - kHalo] = product(grad, power);
       }

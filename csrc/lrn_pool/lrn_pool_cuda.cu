@@ -37,15 +37,16 @@ __device__ __forceinline__ Chunk<T, kVecSize<T>> normalise(const Raw<T>& raw, co
                                                            const LrnConstants& lrn) {
   constexpr int V = kVecSize<T>;
   float v[V + 2 * kHalo], q[V + 2 * kHalo], sum[V];
+  TwoFloats d[V];
   lrn_input<kBias>(raw.own, bias, true, lrn.relu, v + kHalo);
   lrn_input<kBias>(raw.before, bias - kHalo, left, lrn.relu, v);
   lrn_input<kBias>(raw.after, bias + V, right, lrn.relu, v + kHalo + V);
 #pragma unroll
   for (int i = 0; i < V + 2 * kHalo; ++i) q[i] = product(v[i], v[i]);
   sums_of_5<V>(q, sum);
+  denominators<T, V>(v, sum, lrn, d);
 #pragma unroll
-  for (int e = 0; e < V; ++e)
-    sum[e] = v[kHalo + e] * FastPower<T>::minus_beta(fmaf(lrn.scale, sum[e], lrn.k), lrn.beta);
+  for (int e = 0; e < V; ++e) sum[e] = LrnPower<T>::scaled(v[kHalo + e], d[e], lrn);
   return Chunk<T, V>::rounded(sum);
 }
 

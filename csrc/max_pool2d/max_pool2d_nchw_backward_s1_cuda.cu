@@ -7,7 +7,7 @@
 #include "common/dispatch.cuh"
 #include "common/fast_div.h"
 #include "common/plane_tile.cuh"
-#include "common/tap_bits.cuh"
+#include "common/ptx.cuh"
 #include "max_pool2d/max_pool2d.h"
 
 namespace cnnkernels {

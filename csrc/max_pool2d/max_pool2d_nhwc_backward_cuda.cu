@@ -1,18 +1,19 @@
 // Max-pool backward, channels_last (3x3/2, 2x2/2, 3x3/1): a deterministic gather without atomics.
 // Thread = one 16-byte channel vector of 2 x 2 input pixels; it reads the windows that reach them
-// once (gradient and offset byte) and compares each offset with the taps that lead to its pixels,
-// all known at compile time. fp32 sums, in the order oh, ow. Grid flat over (n, block row, block
-// column, vector), the vector fastest. No shared memory. 3x3/1 is bound by its 9 comparisons per
-// element; walking down columns with the sums in registers measured slower in 16 bit.
+// once (gradient and offset byte), a row of them at a time, and compares each offset with the taps
+// that lead to its pixels, all known at compile time. fp32 sums, in the order oh, ow. Grid flat
+// over (n, block row, block column, vector), the vector fastest. No shared memory. 3x3/1 is bound
+// by its 9 comparisons per element: everything else is kept out of the inner loops.
 #include "common/dispatch.cuh"
 #include "common/fast_div.h"
+#include "common/ptx.cuh"
 #include "common/words.cuh"
 #include "max_pool2d/max_pool2d.h"
 
 namespace cnnkernels {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kBlock = 2;  // input pixels per dimension
 
 struct Args {
@@ -24,49 +25,64 @@ struct Args {
   uint32_t total;
 };
 
+// Blocks per multiprocessor for 3x3/1 in 16 bit: 72 registers (80 on sm_80, which would spill) let
+// the compiler load a row of windows while it works on the one before.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kResident = 6;
+#else
+constexpr int kResident = 7;
+#endif
+
 template <class T, int K, int S>
-__global__ void __launch_bounds__(kThreads) max_pool2d_nhwc_backward_kernel(const Args a) {
+__global__ void __launch_bounds__(kThreads, S == 1 && sizeof(T) == 2 ? kResident : 9)
+    max_pool2d_nhwc_backward_kernel(const Args a) {
   constexpr int V = kVecSize<T>;
   // Windows per dimension that reach a block: kFirst .. kLast around the block's own.
-  constexpr int kFirst = 1 - (K + S - 1) / S, kLast = kBlock / S;
+  constexpr int kFirst = 1 - (K + S - 1) / S, kLast = kBlock / S, kWindows = kLast - kFirst;
   uint32_t vector = blockIdx.x * kThreads + threadIdx.x;
   if (vector >= a.total) return;
   uint32_t block_w = a.by_vectors.split(vector);
   uint32_t block_h = a.by_blocks_w.split(block_w);
   const int64_t n = a.by_blocks_h.split(block_h);
 
-  float sum[kBlock][kBlock][V];
-#pragma unroll
-  for (int i = 0; i < kBlock * kBlock * V; ++i) sum[i / (kBlock * V)][i / V % kBlock][i % V] = 0.f;
+  const int oh = static_cast<int>(block_h) * kLast + kFirst;
+  const int ow = static_cast<int>(block_w) * kLast + kFirst;
+  const uint32_t pixel = a.vectors;
+  const int64_t window_row = int64_t{a.ow} * pixel;
+  const int64_t window = (n * a.oh + oh) * window_row + int64_t{ow} * pixel + vector;
+  const uint4* dy = static_cast<const uint4*>(a.dy) + window;
+  const uint8_t* offsets = a.offsets + window * V;
 
+  float sum[kBlock][kBlock][V] = {};
 #pragma unroll
-  for (int q = kFirst; q < kLast; ++q)
+  for (int q = 0; q < kWindows; ++q, dy += window_row, offsets += window_row * V) {
+    const bool row_ok = static_cast<unsigned>(oh + q) < static_cast<unsigned>(a.oh);
+    Chunk<T, V> grad[kWindows];
+    Chunk<uint8_t, V> offset[kWindows];
 #pragma unroll
-    for (int r = kFirst; r < kLast; ++r) {
-      const int oh = static_cast<int>(block_h) * kLast + q;
-      const int ow = static_cast<int>(block_w) * kLast + r;
-      auto grad = Chunk<T, V>::filled(0u);
-      auto offset = Chunk<uint8_t, V>::filled(~0u);  // "no gradient"
-      if (static_cast<unsigned>(oh) < static_cast<unsigned>(a.oh) &&
-          static_cast<unsigned>(ow) < static_cast<unsigned>(a.ow)) {
-        const int64_t window = ((n * a.oh + oh) * a.ow + ow) * a.vectors + vector;
-        grad.load(static_cast<const uint4*>(a.dy) + window);
-        offset.load(a.offsets + window * V);
+    for (int r = 0; r < kWindows; ++r) {
+      grad[r] = Chunk<T, V>::filled(0u);
+      offset[r] = Chunk<uint8_t, V>::filled(~0u);  // "no gradient"
+      if (row_ok && static_cast<unsigned>(ow + r) < static_cast<unsigned>(a.ow)) {
+        grad[r].load(dy + r * pixel);
+        offset[r].load(offsets + r * pixel * V);
       }
+    }
+#pragma unroll
+    for (int r = 0; r < kWindows; ++r)
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const int position = offset.byte(e);
-        const float g = grad.element(e);
+        const float g = grad[r].element(e);
 #pragma unroll
         for (int i = 0; i < kBlock; ++i)
 #pragma unroll
           for (int j = 0; j < kBlock; ++j) {
-            const int kh = i - S * q, kw = j - S * r;
-            if (kh >= 0 && kh < K && kw >= 0 && kw < K && position == kh * K + kw)
-              sum[i][j][e] += g;
+            const int kh = i - S * (q + kFirst), kw = j - S * (r + kFirst);
+            if (kh >= 0 && kh < K && kw >= 0 && kw < K)
+              add_where_byte(sum[i][j][e], g, offset[r].w[e / 4], e % 4, kh * K + kw);
           }
       }
-    }
+  }
 
 #pragma unroll
   for (int i = 0; i < kBlock; ++i)

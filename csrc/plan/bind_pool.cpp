@@ -51,7 +51,7 @@ std::string pool_kernel(std::array<int64_t, 4> size, Pair kernel, Pair stride, P
       s, channels_last ? Layout::nhwc : Layout::nchw, vectors));
 }
 
-std::string lrn_kernel(int64_t channels, int size, float alpha, float beta, float k,
+std::string lrn_kernel(int64_t channels, int size, double alpha, double beta, double k,
                        const std::string& dtype, bool channels_last, bool aligned) {
   cnnkernels::LrnShape s;
   s.c = channels, s.size = size, s.alpha = alpha, s.beta = beta, s.k = k;

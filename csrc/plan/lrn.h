@@ -14,7 +14,7 @@ namespace cnnkernels {
 struct LrnShape {
   int64_t n = 0, c = 0, pixels = 0;  // pixels = H * W
   int size = 5;
-  float alpha = 1e-4f, beta = 0.75f, k = 1.f;
+  double alpha = 1e-4, beta = 0.75, k = 1.0;
   bool relu = false;
 };
 
@@ -40,7 +40,7 @@ inline const char* lrn_kernel_name(LrnKernel kernel) {
 // vector.
 inline LrnKernel choose_lrn_kernel(const LrnShape& s, Dtype dtype, Layout layout, bool vectors) {
   const bool power =
-      s.alpha >= 0.f && s.k >= 1e-6f && s.beta >= 0.f && (dtype != Dtype::f32 || s.beta == 0.75f);
+      s.alpha >= 0 && s.k >= 1e-6 && s.beta >= 0 && (dtype != Dtype::f32 || s.beta == 0.75);
   if (s.size != 5 || !power) return LrnKernel::any;
   if (layout == Layout::nhwc) return vectors ? LrnKernel::vector : LrnKernel::any;
   return LrnKernel::planes;

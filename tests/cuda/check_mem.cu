@@ -1,16 +1,12 @@
 // Stand-alone check of the memory-bound kernels against plain CPU code, without torch. Small
-// shapes, so that it also runs under compute-sanitizer (memcheck, racecheck) in seconds. Outputs
-// start as a sentinel and lie between guard zones; every start offset from 0 to 3 elements, odd
-// sizes, C not a multiple of the vector, ties, NaN, windows of only -inf.
+// shapes, so that it also runs under compute-sanitizer (memcheck, racecheck) in seconds, and on a
+// CPU (tests/test_cuda_on_host.py). Every dtype, layout and start offset, odd sizes, C not a
+// multiple of the vector, ties, NaN, windows of only -inf.
 //   nvcc -std=c++17 -O2 --expt-relaxed-constexpr -Icsrc -gencode arch=compute_90a,code=sm_90a \
-//     tests/cuda/check_mem.cu csrc/{max_pool2d,lrn,lrn_pool,relu,global_avg_pool2d}/*.cu -o
-//     check_mem
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <random>
-#include <vector>
-
+//     tests/cuda/check_mem.cu \
+//     csrc/{max_pool2d,lrn,lrn_pool,relu,add_relu,global_avg_pool2d}/*.cu -o check_mem
+#include "add_relu/add_relu.h"
+#include "check.h"
 #include "global_avg_pool2d/global_avg_pool2d.h"
 #include "lrn/lrn.h"
 #include "lrn_pool/lrn_pool.h"
@@ -20,77 +16,7 @@
 namespace {
 
 using namespace cnnkernels;
-
-constexpr size_t kGuard = 64;  // bytes on each side of a buffer
-constexpr uint8_t kSentinel = 0xA5;
-int checks = 0, failures = 0;
-
-void expect(bool ok, const char* what, int a = 0, int b = 0, int c = 0) {
-  ++checks;
-  if (ok) return;
-  ++failures;
-  if (failures < 40) std::printf("FAILED %s (%d, %d, %d)\n", what, a, b, c);
-}
-
-void cuda_ok(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) error = cudaDeviceSynchronize();
-  if (error != cudaSuccess) {
-    std::printf("%s: %s\n", what, cudaGetErrorString(error));
-    std::exit(2);
-  }
-}
-
-// Device memory of `count` elements that starts `offset` elements after a 16-byte boundary.
-template <class T>
-struct Buffer {
-  size_t count, offset;
-  uint8_t* base = nullptr;
-  explicit Buffer(size_t count, size_t offset = 0) : count(count), offset(offset) {
-    cuda_ok(cudaMalloc(&base, bytes()), "cudaMalloc");
-    cuda_ok(cudaMemset(base, kSentinel, bytes()), "cudaMemset");
-  }
-  Buffer(const std::vector<T>& values, size_t offset = 0) : Buffer(values.size(), offset) {
-    cuda_ok(cudaMemcpy(get(), values.data(), count * sizeof(T), cudaMemcpyHostToDevice), "copy");
-  }
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { cudaFree(base); }
-  size_t bytes() const { return 2 * kGuard + (count + offset) * sizeof(T); }
-  T* get() { return reinterpret_cast<T*>(base + kGuard) + offset; }
-  // The values, after checking that nothing around them was touched.
-  std::vector<T> read(const char* what) {
-    std::vector<uint8_t> all(bytes());
-    cuda_ok(cudaMemcpy(all.data(), base, all.size(), cudaMemcpyDeviceToHost), "copy back");
-    const size_t first = kGuard + offset * sizeof(T), last = first + count * sizeof(T);
-    bool clean = true;
-    for (size_t i = 0; i < all.size(); ++i)
-      if (i < first || i >= last) clean = clean && all[i] == kSentinel;
-    expect(clean, what, -1);
-    std::vector<T> values(count);
-    std::memcpy(values.data(), all.data() + first, count * sizeof(T));
-    return values;
-  }
-};
-
-bool same(float a, float b) { return a == b || (a != a && b != b); }
-
-bool close(float a, double b, double scale) {
-  return std::fabs(a - b) <= 2e-6 * scale || same(a, b);
-}
-
-std::vector<float> random_values(size_t count, bool special, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> v(count);
-  for (float& x : v) {
-    x = normal(generator);
-    if (!special) continue;
-    x = std::round(2 * x);  // ties
-    const unsigned r = generator() % 64;
-    if (r == 0) x = NAN;
-    if (r > 0 && r < 12) x = -INFINITY;
-  }
-  return v;
-}
+using namespace check;
 
 struct Index {  // element (n, c, h, w) in memory
   int64_t c, h, w;
@@ -100,215 +26,241 @@ struct Index {  // element (n, c, h, w) in memory
   }
 };
 
-void pool_reference(const PoolShape& s, Layout layout, bool relu, const std::vector<float>& x,
-                    std::vector<float>& y, std::vector<int>& position) {
-  const Index in{s.c, s.h, s.w, layout}, out{s.c, s.oh, s.ow, layout};
-  for (int64_t n = 0; n < s.n; ++n)
-    for (int64_t c = 0; c < s.c; ++c)
-      for (int oh = 0; oh < s.oh; ++oh)
-        for (int ow = 0; ow < s.ow; ++ow) {
-          float best = -INFINITY;
-          int at = -1;
-          for (int kh = 0; kh < s.kernel_h; ++kh)
-            for (int kw = 0; kw < s.kernel_w; ++kw) {
-              const int h = oh * s.stride_h - s.pad_h + kh * s.dilation_h;
-              const int w = ow * s.stride_w - s.pad_w + kw * s.dilation_w;
-              if (h < 0 || h >= s.h || w < 0 || w >= s.w) continue;
-              const float v = x[in(n, c, h, w)];
-              if (at < 0 || v > best || v != v) best = v, at = kh * s.kernel_w + kw;
-            }
-          if (relu && best <= 0) best = 0, at = -1;
-          y[out(n, c, oh, ow)] = best;
-          position[out(n, c, oh, ow)] = at < 0 ? kNoGradient : at;
-        }
-}
-
-void check_pool(int kernel, int stride, int pad, int dilation, bool ceil_mode, int64_t c, int h,
-                int w, Layout layout, size_t offset, bool relu) {
+PoolShape pool_shape(int kernel, int stride, int pad, int dilation, bool ceil_mode, int64_t c,
+                     int h, int w) {
   PoolShape s;
   s.n = 2, s.c = c, s.h = h, s.w = w;
   s.kernel_h = s.kernel_w = kernel, s.stride_h = s.stride_w = stride;
   s.pad_h = s.pad_w = pad, s.dilation_h = s.dilation_w = dilation;
   s.oh = static_cast<int>(plan::pooled_size(h, kernel, stride, pad, dilation, ceil_mode));
   s.ow = static_cast<int>(plan::pooled_size(w, kernel, stride, pad, dilation, ceil_mode));
-  if (s.oh < 1 || s.ow < 1) return;
-  const size_t inputs = s.n * c * h * w, outputs = s.n * c * s.oh * s.ow;
-  const auto x = random_values(inputs, true, kernel * 31 + h);
-  std::vector<float> y(outputs);
-  std::vector<int> position(outputs);
-  pool_reference(s, layout, relu, x, y, position);
-
-  Buffer<float> x_device(x, offset), y_device(outputs, offset), y2_device(outputs, offset);
-  Buffer<uint8_t> offsets_device(outputs, offset);
-  MaxPoolParams p{
-      x_device.get(), y_device.get(), offsets_device.get(), s, Dtype::f32, layout, relu};
-  cuda_ok(launch_max_pool2d(p, nullptr), "max_pool2d with offsets");
-  p.y = y2_device.get(), p.offsets = nullptr;
-  cuda_ok(launch_max_pool2d(p, nullptr), "max_pool2d");
-  const auto got = y_device.read("pool guard"), got2 = y2_device.read("pool guard");
-  const auto offsets = offsets_device.read("offset guard");
-  bool values = true, positions = true;
-  for (size_t i = 0; i < outputs; ++i) {
-    values = values && same(got[i], y[i]) && same(got2[i], y[i]);
-    positions = positions && offsets[i] == position[i];
-  }
-  expect(values, "pool values", kernel * 10 + stride, static_cast<int>(c), w);
-  expect(positions, "pool offsets", kernel * 10 + stride, static_cast<int>(c), w);
-
-  const auto dy = random_values(outputs, false, 7);
-  std::vector<double> dx(inputs, 0.0);
-  const Index in{c, h, w, layout}, out{c, s.oh, s.ow, layout};
-  for (int64_t n = 0; n < s.n; ++n)
-    for (int64_t k = 0; k < c; ++k)
-      for (int oh = 0; oh < s.oh; ++oh)
-        for (int ow = 0; ow < s.ow; ++ow) {
-          const size_t i = out(n, k, oh, ow);
-          if (position[i] == kNoGradient) continue;
-          const int at_h = oh * stride - pad + position[i] / kernel * dilation;
-          const int at_w = ow * stride - pad + position[i] % kernel * dilation;
-          dx[in(n, k, at_h, at_w)] += dy[i];
-        }
-  Buffer<float> dy_device(dy, offset), dx_device(inputs, offset);
-  MaxPoolBackwardParams b{dy_device.get(), offsets_device.get(), dx_device.get(), s, Dtype::f32,
-                          layout};
-  cuda_ok(launch_max_pool2d_backward(b, nullptr), "max_pool2d_backward");
-  const auto got_dx = dx_device.read("pool dx guard");
-  bool gradient = true;
-  for (size_t i = 0; i < inputs; ++i) gradient = gradient && close(got_dx[i], dx[i], 4.0);
-  expect(gradient, "pool gradient", kernel * 10 + stride, static_cast<int>(c), w);
+  return s;
 }
 
-void check_lrn(int size, float beta, int64_t c, int64_t pixels, Layout layout, size_t offset,
-               bool relu, bool with_bias) {
-  LrnShape s;
-  s.n = 2, s.c = c, s.pixels = pixels, s.size = size;
-  s.alpha = 0.3f, s.beta = beta, s.k = 1.5f, s.relu = relu;
-  const size_t count = s.n * c * pixels;
-  const auto x = random_values(count, false, 3), dy = random_values(count, false, 5);
-  const auto bias = random_values(c, false, 9);
-  std::vector<double> y(count), dx(count);
+// fn(output index, n, c, oh, ow) for every window.
+template <class Fn>
+void each_window(const PoolShape& s, Layout layout, Fn fn) {
+  const Index out{s.c, s.oh, s.ow, layout};
   for (int64_t n = 0; n < s.n; ++n)
-    for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < s.c; ++c)
+      for (int oh = 0; oh < s.oh; ++oh)
+        for (int ow = 0; ow < s.ow; ++ow) fn(out(n, c, oh, ow), n, c, oh, ow);
+}
+
+std::vector<double> pool_gradient(const PoolShape& s, Layout layout,
+                                  const std::vector<float>& offsets, const std::vector<float>& dy) {
+  std::vector<double> dx(s.n * s.c * s.h * s.w, 0.0);
+  const Index in{s.c, s.h, s.w, layout};
+  each_window(s, layout, [&](size_t i, int64_t n, int64_t c, int oh, int ow) {
+    const int position = static_cast<int>(offsets[i]);
+    if (position == kNoGradient) return;
+    dx[in(n, c, oh * s.stride_h - s.pad_h + position / s.kernel_w * s.dilation_h,
+          ow * s.stride_w - s.pad_w + position % s.kernel_w * s.dilation_w)] += dy[i];
+  });
+  return dx;
+}
+
+template <class T>
+void check_pool(const PoolShape& s, Layout layout, size_t offset, bool relu) {
+  if (s.oh < 1 || s.ow < 1) return;
+  const size_t inputs = s.n * s.c * s.h * s.w, outputs = s.n * s.c * s.oh * s.ow;
+  const auto x = random_values<T>(inputs, s.kernel_h * 31 + s.h, true);
+  Buffer<T> x_device(x, offset), y(outputs, offset), y_alone(outputs, offset);
+  Buffer<uint8_t> offsets(outputs, offset);
+  MaxPoolParams p{x_device.get(), y.get(), offsets.get(), s, Element<T>::dtype, layout, relu};
+  cuda_ok(launch_max_pool2d(p, nullptr), "max_pool2d with offsets");
+  p.y = y_alone.get(), p.offsets = nullptr;
+  cuda_ok(launch_max_pool2d(p, nullptr), "max_pool2d");
+
+  const auto got = y.read("pool guard"), alone = y_alone.read("pool guard");
+  const auto positions = offsets.read("offset guard");
+  const Index in{s.c, s.h, s.w, layout};
+  bool values_ok = true, positions_ok = true;
+  each_window(s, layout, [&](size_t i, int64_t n, int64_t c, int oh, int ow) {
+    float best = -INFINITY;
+    int at = -1;
+    for (int kh = 0; kh < s.kernel_h; ++kh)
+      for (int kw = 0; kw < s.kernel_w; ++kw) {
+        const int h = oh * s.stride_h - s.pad_h + kh * s.dilation_h;
+        const int w = ow * s.stride_w - s.pad_w + kw * s.dilation_w;
+        if (h < 0 || h >= s.h || w < 0 || w >= s.w) continue;
+        const float v = x[in(n, c, h, w)];
+        if (at < 0 || v > best || v != v) best = v, at = kh * s.kernel_w + kw;
+      }
+    if (relu && best <= 0) best = 0, at = -1;
+    values_ok = values_ok && same(got[i], best) && same(alone[i], best);
+    positions_ok = positions_ok && positions[i] == (at < 0 ? kNoGradient : at);
+  });
+  expect(values_ok, "pool values", s.kernel_h * 10 + s.stride_h, s.c, s.w);
+  expect(positions_ok, "pool offsets", s.kernel_h * 10 + s.stride_h, s.c, s.w);
+
+  const auto dy = random_integers(outputs, 7);
+  const auto expected = pool_gradient(s, layout, positions, dy);
+  Buffer<T> dy_device(dy, offset), dx(inputs, offset);
+  cuda_ok(launch_max_pool2d_backward(
+              {dy_device.get(), offsets.get(), dx.get(), s, Element<T>::dtype, layout}, nullptr),
+          "max_pool2d_backward");
+  const auto got_dx = dx.read("pool dx guard");
+  bool gradient_ok = true;
+  for (size_t i = 0; i < inputs; ++i) gradient_ok = gradient_ok && got_dx[i] == expected[i];
+  expect(gradient_ok, "pool gradient", s.kernel_h * 10 + s.stride_h, s.c, s.w);
+}
+
+struct LrnOracle {
+  std::vector<double> y, dx, room;  // room: sum of the magnitudes of dx's two terms
+
+  template <class Grad>
+  LrnOracle(const LrnShape& s, Layout layout, const std::vector<float>& x, const float* bias,
+            const std::vector<Grad>& dy)
+      : y(x.size()), dx(x.size()), room(x.size()) {
+    const int64_t front = plan::lrn_front(s.size), back = plan::lrn_back(s.size);
+    for (int64_t column = 0; column < s.n * s.pixels; ++column) {
+      const int64_t n = column / s.pixels, pixel = column % s.pixels;
       auto at = [&](int64_t k) {
-        return layout == Layout::nhwc ? (n * pixels + p) * c + k : (n * c + k) * pixels + p;
+        return layout == Layout::nhwc ? column * s.c + k : (n * s.c + k) * s.pixels + pixel;
       };
-      std::vector<double> v(c), d(c);
-      for (int64_t k = 0; k < c; ++k) {
-        v[k] = x[at(k)] + (with_bias ? bias[k] : 0.f);
-        if (relu) v[k] = std::fmax(v[k], 0.0);
+      std::vector<double> v(s.c), d(s.c);
+      for (int64_t k = 0; k < s.c; ++k) {
+        v[k] = bias ? x[at(k)] + bias[k] : x[at(k)];
+        if (s.relu) v[k] = std::fmax(v[k], 0.0);
       }
-      for (int64_t k = 0; k < c; ++k) {
+      for (int64_t k = 0; k < s.c; ++k) {
         double sum = 0;
-        for (int64_t j = std::max<int64_t>(0, k - plan::lrn_front(size));
-             j <= std::min<int64_t>(c - 1, k + plan::lrn_back(size)); ++j)
+        for (int64_t j = std::max<int64_t>(0, k - front); j <= std::min(s.c - 1, k + back); ++j)
           sum += v[j] * v[j];
-        d[k] = s.k + double(s.alpha) / size * sum;
-        y[at(k)] = v[k] * std::pow(d[k], -double(beta));
+        d[k] = s.k + s.alpha / s.size * sum;
+        y[at(k)] = v[k] * std::pow(d[k], -s.beta);
       }
-      for (int64_t k = 0; k < c; ++k) {
-        double sum = 0;
-        for (int64_t j = std::max<int64_t>(0, k - plan::lrn_back(size));
-             j <= std::min<int64_t>(c - 1, k + plan::lrn_front(size)); ++j)
-          sum += dy[at(j)] * v[j] * std::pow(d[j], -double(beta) - 1);
-        dx[at(k)] =
-            dy[at(k)] * std::pow(d[k], -double(beta)) - 2.0 * s.alpha * beta / size * v[k] * sum;
-        if (relu && v[k] <= 0) dx[at(k)] = 0;
+      for (int64_t k = 0; k < s.c; ++k) {
+        double sum = 0, magnitudes = 0;
+        for (int64_t j = std::max<int64_t>(0, k - back); j <= std::min(s.c - 1, k + front); ++j) {
+          const double t = dy[at(j)] * v[j] * std::pow(d[j], -s.beta - 1);
+          sum += t, magnitudes += std::fabs(t);
+        }
+        const double direct = dy[at(k)] * std::pow(d[k], -s.beta);
+        const double factor = 2.0 * s.alpha * s.beta / s.size * v[k];
+        dx[at(k)] = s.relu && v[k] <= 0 ? 0 : direct - factor * sum;
+        room[at(k)] = std::fabs(direct) + std::fabs(factor) * magnitudes;
       }
     }
-  Buffer<float> x_device(x, offset), dy_device(dy, offset), y_device(count, offset);
-  Buffer<float> dx_device(count, offset), bias_device(bias, 0);
+  }
+};
+
+// scale: of the input; the larger, the more the sum of squares counts in d.
+template <class T>
+void check_lrn(int size, double beta, float scale, int64_t c, int64_t pixels, Layout layout,
+               size_t offset, bool relu, bool with_bias) {
+  LrnShape s;
+  s.n = 2, s.c = c, s.pixels = pixels, s.size = size;
+  s.alpha = 0.3, s.beta = beta, s.k = 1.1, s.relu = relu;
+  const size_t count = s.n * c * pixels;
+  const auto x = random_values<T>(count, 3, false, scale), dy = random_values<T>(count, 5);
+  const auto bias = random_values<T>(c, 9);
+  const LrnOracle oracle(s, layout, x, with_bias ? bias.data() : nullptr, dy);
+  Buffer<T> x_device(x, offset), dy_device(dy, offset), y(count, offset), dx(count, offset);
+  Buffer<T> bias_device(bias);
   LrnParams p{x_device.get(),
               with_bias ? bias_device.get() : nullptr,
               nullptr,
-              y_device.get(),
+              y.get(),
               s,
-              Dtype::f32,
+              Element<T>::dtype,
               layout};
   cuda_ok(launch_lrn(p, nullptr), "lrn");
-  p.dy = dy_device.get(), p.out = dx_device.get();
+  p.dy = dy_device.get(), p.out = dx.get();
   cuda_ok(launch_lrn_backward(p, nullptr), "lrn_backward");
-  const auto got_y = y_device.read("lrn guard"), got_dx = dx_device.read("lrn dx guard");
-  bool forward = true, backward = true;
+  const auto got = y.read("lrn guard"), got_dx = dx.read("lrn dx guard");
+  double forward = 0, backward = 0;
   for (size_t i = 0; i < count; ++i) {
-    forward = forward && close(got_y[i], y[i], std::fabs(y[i]) + 1e-3);
-    backward = backward && close(got_dx[i], dx[i], std::fabs(dx[i]) + 1.0);
+    forward = std::fmax(forward, std::fabs(got[i] - oracle.y[i]) / ulp<T>(oracle.y[i]));
+    const double unit = ulp<T>(oracle.dx[i]) + 0x1p-23 * oracle.room[i];
+    backward = std::fmax(backward, std::fabs(got_dx[i] - oracle.dx[i]) / unit);
   }
-  expect(forward, "lrn", size, static_cast<int>(c), static_cast<int>(pixels));
-  expect(backward, "lrn gradient", size, static_cast<int>(c), static_cast<int>(pixels));
+  expect(forward <= 2.0, "lrn, hundredths of an ulp", int64_t(forward * 100), size, c);
+  expect(backward <= 2.0, "lrn gradient", int64_t(backward * 100), size, c);
 }
 
-// The fused chain must equal LRN, then pool, bit by bit; its backward the two backwards.
+// The fused chain must equal LRN, then pool, bit by bit; its gradient follows the definition.
+template <class T>
 void check_lrn_pool(int64_t c, int h, int w, int pad, bool ceil_mode, bool with_bias) {
-  LrnPoolParams p{};
-  p.dtype = Dtype::f32;
-  PoolShape& s = p.pool;
-  s.n = 2, s.c = c, s.h = h, s.w = w;
-  s.kernel_h = s.kernel_w = 3, s.stride_h = s.stride_w = 2, s.pad_h = s.pad_w = pad;
-  s.oh = static_cast<int>(plan::pooled_size(h, 3, 2, pad, 1, ceil_mode));
-  s.ow = static_cast<int>(plan::pooled_size(w, 3, 2, pad, 1, ceil_mode));
-  p.lrn.n = 2, p.lrn.c = c, p.lrn.pixels = int64_t{h} * w, p.lrn.relu = true, p.lrn.alpha = 0.2f;
+  const PoolShape s = pool_shape(3, 2, pad, 1, ceil_mode, c, h, w);
+  constexpr Dtype dtype = Element<T>::dtype;
+  constexpr Layout layout = Layout::nhwc;
+  LrnShape lrn;
+  lrn.n = 2, lrn.c = c, lrn.pixels = int64_t{h} * w, lrn.relu = true, lrn.alpha = 0.2;
   const size_t inputs = s.n * c * h * w, outputs = s.n * c * s.oh * s.ow;
-  const auto x = random_values(inputs, false, 21), dy = random_values(outputs, false, 22);
-  Buffer<float> x_device(x), dy_device(dy), bias(random_values(c, false, 23)), middle(inputs);
-  Buffer<float> y(outputs), y_plain(outputs), y_two(outputs), dx(inputs), dx_two(inputs);
+  const auto x = random_values<T>(inputs, 21), dy = random_integers(outputs, 22);
+  const auto bias = random_values<T>(c, 23);
+  Buffer<T> x_device(x), dy_device(dy), bias_device(bias), middle(inputs), dx(inputs);
+  Buffer<T> y(outputs), y_alone(outputs), y_two(outputs);
   Buffer<uint8_t> offsets(outputs), offsets_two(outputs);
-  p.x = x_device.get(), p.bias = with_bias ? bias.get() : nullptr;
-  p.y = y.get(), p.offsets = offsets.get();
+  const void* b = with_bias ? bias_device.get() : nullptr;
+  LrnPoolParams p{x_device.get(), b, y.get(), offsets.get(), lrn, s, dtype};
   cuda_ok(launch_lrn_pool(p, nullptr), "lrn_pool with offsets");
-  p.y = y_plain.get(), p.offsets = nullptr;
+  p.y = y_alone.get(), p.offsets = nullptr;
   cuda_ok(launch_lrn_pool(p, nullptr), "lrn_pool");
-  LrnParams l{p.x, p.bias, nullptr, middle.get(), p.lrn, Dtype::f32, Layout::nhwc};
-  cuda_ok(launch_lrn(l, nullptr), "lrn");
-  MaxPoolParams m{middle.get(), y_two.get(), offsets_two.get(), s, Dtype::f32, Layout::nhwc, false};
-  cuda_ok(launch_max_pool2d(m, nullptr), "max_pool2d");
-  const auto one = y.read("fused guard"), two = y_two.read("pool guard");
-  const bool equal = one == two && y_plain.read("fused guard") == two;
-  expect(equal, "fused values", static_cast<int>(c), h, w);
-  expect(offsets.read("fused guard") == offsets_two.read("pool guard"), "fused offsets",
-         static_cast<int>(c), h, w);
+  cuda_ok(launch_lrn({x_device.get(), b, nullptr, middle.get(), lrn, dtype, layout}, nullptr),
+          "lrn");
+  cuda_ok(launch_max_pool2d({middle.get(), y_two.get(), offsets_two.get(), s, dtype, layout, false},
+                            nullptr),
+          "max_pool2d");
+  const auto two = y_two.read("pool guard"), positions = offsets.read("fused guard");
+  expect(y.read("fused guard") == two && y_alone.read("fused guard") == two, "fused values", c, h,
+         w);
+  expect(positions == offsets_two.read("fused guard"), "fused offsets", c, h, w);
 
-  LrnPoolBackwardParams b{p.x,   p.bias, dy_device.get(), offsets.get(), dx.get(),
-                          p.lrn, s,      Dtype::f32};
-  cuda_ok(launch_lrn_pool_backward(b, nullptr), "lrn_pool_backward");
-  MaxPoolBackwardParams mb{dy_device.get(), offsets.get(), middle.get(), s,
-                           Dtype::f32,      Layout::nhwc};
-  cuda_ok(launch_max_pool2d_backward(mb, nullptr), "max_pool2d_backward");
-  l.dy = middle.get(), l.out = dx_two.get();
-  cuda_ok(launch_lrn_backward(l, nullptr), "lrn_backward");
-  const auto g = dx.read("fused dx guard"), g_two = dx_two.read("lrn dx guard");
-  bool close_enough = true;
-  for (size_t i = 0; i < inputs; ++i) close_enough = close_enough && close(g[i], g_two[i], 2.0);
-  expect(close_enough, "fused gradient", static_cast<int>(c), h, w);
+  cuda_ok(
+      launch_lrn_pool_backward(
+          {x_device.get(), b, dy_device.get(), offsets.get(), dx.get(), lrn, s, dtype}, nullptr),
+      "lrn_pool_backward");
+  const LrnOracle oracle(lrn, layout, x, with_bias ? bias.data() : nullptr,
+                         pool_gradient(s, layout, positions, dy));
+  const auto got = dx.read("fused dx guard");
+  bool close = true;
+  for (size_t i = 0; i < inputs; ++i)
+    close = close && std::fabs(got[i] - oracle.dx[i]) <=
+                         2 * (ulp<T>(oracle.dx[i]) + 0x1p-23 * oracle.room[i]);
+  expect(close, "fused gradient", c, h, w);
 }
 
+template <class T>
 void check_elementwise(size_t count, size_t offset) {
-  auto x = random_values(count, true, 41);
-  Buffer<float> x_device(x, offset), y(count, offset);
-  Buffer<uint8_t> mask((count + 7) / 8);
-  cuda_ok(
-      launch_relu_mask(
-          {x_device.get(), y.get(), mask.get(), static_cast<int64_t>(count), Dtype::f32}, nullptr),
-      "relu_mask");
-  const auto got = y.read("relu guard");
-  const auto bits = mask.read("mask guard");
+  const auto x = random_values<T>(count, 41, true), z = random_values<T>(count, 42);
+  const int64_t numel = static_cast<int64_t>(count);
+  constexpr Dtype dtype = Element<T>::dtype;
+  Buffer<T> x_device(x, offset), z_device(z, offset), y(count, offset), sum(count, offset);
+  Buffer<T> dx(count, offset);
+  Buffer<uint8_t> mask((count + 7) / 8), sum_mask((count + 7) / 8);
+  cuda_ok(launch_relu_mask({x_device.get(), y.get(), mask.get(), numel, dtype}, nullptr), "relu");
+  cuda_ok(launch_add_relu({x_device.get(), z_device.get(), sum.get(), sum_mask.get(), numel, dtype},
+                          nullptr),
+          "add_relu");
+  cuda_ok(launch_relu_backward_mask({z_device.get(), mask.get(), dx.get(), numel, dtype}, nullptr),
+          "relu_backward_mask");
+  const auto got = y.read("relu guard"), got_sum = sum.read("sum guard");
+  const auto got_dx = dx.read("relu dx guard"), bits = mask.read("mask guard");
+  const auto sum_bits = sum_mask.read("sum mask guard");
   bool ok = true;
   for (size_t i = 0; i < count; ++i) {
-    const bool pass = !(x[i] <= 0);
-    ok = ok && same(got[i], pass ? x[i] : 0.f) && (bits[i / 8] >> (i % 8) & 1) == pass;
+    const float added = widen(Element<T>::from(x[i] + z[i]));
+    const bool pass = !(x[i] <= 0), sum_pass = !(added <= 0);
+    ok = ok && same(got[i], pass ? x[i] : 0.f) && same(got_sum[i], sum_pass ? added : 0.f) &&
+         same(got_dx[i], pass ? z[i] : 0.f) && (int(bits[i / 8]) >> (i % 8) & 1) == pass &&
+         (int(sum_bits[i / 8]) >> (i % 8) & 1) == sum_pass;
   }
-  expect(ok, "relu mask", static_cast<int>(count));
+  expect(ok, "relu, add + relu", numel, offset);
 }
 
-void check_mean(int64_t c, int64_t pixels, Layout layout, size_t offset) {
-  const int64_t n = 3;
-  const auto x = random_values(n * c * pixels, false, 51);
-  Buffer<float> x_device(x, offset), y(n * c, offset), dx(n * c * pixels, offset);
-  cuda_ok(launch_global_avg_pool2d({x_device.get(), y.get(), n, c, pixels, Dtype::f32, layout},
-                                   nullptr),
+template <class T>
+void check_mean(int64_t n, int64_t c, int64_t pixels, Layout layout, size_t offset) {
+  const auto x = random_values<T>(n * c * pixels, 51);
+  Buffer<T> x_device(x, offset), y(n * c, offset), dx(n * c * pixels, offset);
+  constexpr Dtype dtype = Element<T>::dtype;
+  cuda_ok(launch_global_avg_pool2d({x_device.get(), y.get(), n, c, pixels, dtype, layout}, nullptr),
           "global_avg_pool2d");
-  cuda_ok(launch_global_avg_pool2d_backward({y.get(), dx.get(), n, c, pixels, Dtype::f32, layout},
-                                            nullptr),
-          "global_avg_pool2d_backward");
+  cuda_ok(
+      launch_global_avg_pool2d_backward({y.get(), dx.get(), n, c, pixels, dtype, layout}, nullptr),
+      "global_avg_pool2d_backward");
   const auto mean = y.read("mean guard"), spread = dx.read("spread guard");
   bool forward = true, backward = true;
   for (int64_t i = 0; i < n * c; ++i) {
@@ -316,47 +268,58 @@ void check_mean(int64_t c, int64_t pixels, Layout layout, size_t offset) {
     for (int64_t p = 0; p < pixels; ++p) {
       const size_t at = layout == Layout::nhwc ? (i / c * pixels + p) * c + i % c : i * pixels + p;
       sum += x[at];
-      backward = backward && spread[at] == mean[i] / static_cast<float>(pixels);
+      backward =
+          backward && spread[at] == widen(Element<T>::from(mean[i] / static_cast<float>(pixels)));
     }
-    forward = forward && close(mean[i], sum / pixels, 1.0);
+    forward = forward && std::fabs(mean[i] - sum / pixels) <= ulp<T>(sum / pixels) + 1e-6;
   }
-  expect(forward, "mean", static_cast<int>(c), static_cast<int>(pixels));
-  expect(backward, "spread", static_cast<int>(c), static_cast<int>(pixels));
+  expect(forward, "mean", c, pixels, n);
+  expect(backward, "spread", c, pixels, n);
+}
+
+template <class T>
+void check_all(std::initializer_list<size_t> offsets) {
+  const int windows[][4] = {{3, 2, 0, 1}, {3, 2, 1, 1}, {2, 2, 0, 1}, {2, 2, 1, 1},
+                            {3, 1, 1, 1}, {3, 1, 0, 1}, {5, 3, 2, 1}, {3, 2, 1, 2}};
+  for (Layout layout : {Layout::nchw, Layout::nhwc})
+    for (size_t offset : offsets) {
+      for (const auto& k : windows) {
+        auto shape = [&](bool ceil_mode, int64_t c, int h, int w) {
+          return pool_shape(k[0], k[1], k[2], k[3], ceil_mode, c, h, w);
+        };
+        check_pool<T>(shape(false, 8, 13, 17), layout, offset, false);
+        check_pool<T>(shape(true, 5, 12, 9), layout, offset, true);
+        check_pool<T>(shape(true, 8, 6, 8), layout, offset, true);
+        if (offset < 2) check_pool<T>(shape(true, 1, 250, 58), layout, offset, false);
+      }
+      for (int size : {5, 1, 2, 4, 11}) {
+        check_lrn<T>(size, 0.75, 0.2f, 24, 55, layout, offset, false, false);
+        check_lrn<T>(size, 0.75, 3.f, 16, 41, layout, offset, false, false);
+        check_lrn<T>(size, 0.6, 30.f, 8, 16, layout, offset, true, false);
+      }
+      check_lrn<T>(5, 0.75, 1.f, 7, 601, layout, offset, true, true);
+      check_lrn<T>(5, 0.75, 30.f, 48, 16, layout, offset, true, true);
+      check_mean<T>(3, 8, 49, layout, offset);
+      check_mean<T>(3, 37, 5, layout, offset);
+      check_mean<T>(2, 1024, 7, layout, offset);
+      check_mean<T>(1, 96, 401, layout, offset);
+    }
+  for (bool with_bias : {false, true})
+    for (int pad : {0, 1})
+      for (bool ceil_mode : {false, true}) {
+        check_lrn_pool<T>(24, 13, 12, pad, ceil_mode, with_bias);
+        check_lrn_pool<T>(96, 9, 31, pad, ceil_mode, with_bias);
+      }
+  for (size_t offset : offsets)
+    for (size_t count : {1, 8, 1003, 4096}) check_elementwise<T>(count, offset);
 }
 
 }  // namespace
 
 int main() {
-  const int windows[][4] = {{3, 2, 0, 1}, {3, 2, 1, 1}, {2, 2, 0, 1}, {2, 2, 1, 1},
-                            {3, 1, 1, 1}, {3, 1, 0, 1}, {5, 3, 2, 1}, {3, 2, 1, 2}};
-  for (Layout layout : {Layout::nchw, Layout::nhwc})
-    for (const auto& k : windows)
-      for (size_t offset : {0, 1, 3}) {
-        check_pool(k[0], k[1], k[2], k[3], false, 8, 13, 17, layout, offset, false);
-        check_pool(k[0], k[1], k[2], k[3], true, 5, 12, 9, layout, offset, true);
-        check_pool(k[0], k[1], k[2], k[3], true, 4, 120, 58, layout, offset, false);
-      }
-  for (Layout layout : {Layout::nchw, Layout::nhwc})
-    for (size_t offset : {0, 1, 2})
-      for (int size : {5, 1, 2, 4, 9}) {
-        check_lrn(size, 0.75f, 24, 55, layout, offset, false, false);
-        check_lrn(size, 0.75f, 7, 601, layout, offset, true, true);
-        check_lrn(size, 0.6f, 12, 16, layout, offset, true, false);
-      }
-  for (bool with_bias : {false, true})
-    for (int pad : {0, 1})
-      for (bool ceil_mode : {false, true}) {
-        check_lrn_pool(24, 13, 12, pad, ceil_mode, with_bias);
-        check_lrn_pool(96, 9, 31, pad, ceil_mode, with_bias);
-      }
-  for (size_t offset : {0, 1})
-    for (size_t count : {1, 8, 1003, 4096}) check_elementwise(count, offset);
-  for (Layout layout : {Layout::nchw, Layout::nhwc})
-    for (size_t offset : {0, 1}) {
-      check_mean(8, 49, layout, offset);
-      check_mean(37, 5, layout, offset);
-      check_mean(1024, 7, layout, offset);
-    }
+  check_all<float>({0, 1, 3});
+  check_all<__nv_bfloat16>({0, 1});
+  check_all<__half>({0});
   std::printf("%d checks, %d failed\n", checks, failures);
   return failures ? 1 : 0;
 }
