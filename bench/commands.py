@@ -100,8 +100,8 @@ def ops(
 
     where = device_of(device)
     modes = modes_of(compile, ("default",) if where.type == "cuda" and not quick else ())
-    if set(modes) - {"default"}:
-        raise ValueError(f"--compile is {compile!r}; ops have no other mode than default")
+    if "frozen" in modes:
+        raise ValueError(f"--compile is {compile!r}; ops have no weights to freeze")
     jobs = suite.cases(
         where,
         dtypes=dtypes_of(dtype, where, ("fp32", "fp16", "bf16")),
@@ -110,7 +110,7 @@ def ops(
         maps=list_of(maps, "--maps", suite.MAPS) or list(suite.MAPS)[: 1 if quick else None],
         only=only,
         batch=batch or (2 if quick and where.type == "cpu" else None),
-        compile=bool(modes),
+        compile_modes=modes,
     )
     limit = budget_of(budget, "ops", where, quick)
     _run(jobs, "ops", where, settings_of(quick, seed, seconds, warm), out, limit, only)

@@ -31,26 +31,6 @@ def why_absent(name: str, device: torch.device) -> str | None:
     return None
 
 
-def _fastest(run: Callable[[int], object], count: int) -> int:
-    """The index of the plan that takes the least time; those that refuse are left out."""
-    times = {}
-    for index in range(count):
-        try:
-            run(index)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for _ in range(PLAN_RUNS):
-                run(index)
-            end.record()
-            end.synchronize()
-            times[index] = start.elapsed_time(end)
-        except Exception:  # a plan that was not built or does not take the workspace
-            continue
-    if not times:
-        raise RuntimeError(f"none of cuDNN's {count} plans runs")
-    return min(times, key=times.get)
-
-
 class CudnnGraph:
     """convolution → bias (→ add) → ReLU as one cuDNN graph, on its fastest plan."""
 
@@ -73,9 +53,8 @@ class CudnnGraph:
         )
 
         def tensor(name: str, like: torch.Tensor):
-            return graph.tensor(
-                name=name, dim=list(like.shape), stride=list(like.stride()), data_type=dtype
-            )
+            shape, stride = list(like.shape), list(like.stride())
+            return graph.tensor(name=name, dim=shape, stride=stride, data_type=dtype)
 
         self.format = torch.channels_last
         if not x.is_contiguous(memory_format=torch.channels_last):
@@ -100,12 +79,35 @@ class CudnnGraph:
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
         graph.check_support()
-        graph.build_plans(cudnn.build_plan_policy.ALL)
-        count = min(graph.get_execution_plan_count(), MAX_PLANS)
-        size = max(graph.get_workspace_size_plan_at_index(i) for i in range(count))
-        self.workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=x.device)
-        self.plan = 0
-        self.plan = _fastest(lambda index: self(x, w, b, z, plan=index), count)
+        sizes = self._build_plans()
+        self.workspace = torch.empty(max(*sizes.values(), 1), dtype=torch.uint8, device=x.device)
+        self.plan = self._fastest_plan(list(sizes), (x, w, b, z))
+
+    def _build_plans(self) -> dict[int, int]:
+        """index → workspace bytes of every plan that can be built."""
+        sizes, reason = {}, "there is none"
+        for index in range(min(self.graph.get_execution_plan_count(), MAX_PLANS)):
+            try:
+                self.graph.build_plan_at_index(index)
+                sizes[index] = self.graph.get_workspace_size_plan_at_index(index)
+            except Exception as error:  # one that this GPU does not support
+                reason = error
+        if not sizes:
+            raise RuntimeError(f"none of cuDNN's plans can be built: {reason}")
+        return sizes
+
+    def _fastest_plan(self, plans: list[int], inputs) -> int:
+        times = {}
+        for index in plans:
+            self(*inputs, plan=index)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(PLAN_RUNS):
+                self(*inputs, plan=index)
+            end.record()
+            end.synchronize()
+            times[index] = start.elapsed_time(end)
+        return min(times, key=times.get)
 
     def _new_output(self, x: torch.Tensor) -> torch.Tensor:
         return torch.empty(
@@ -114,7 +116,8 @@ class CudnnGraph:
 
     @staticmethod
     def _bias(b: torch.Tensor) -> torch.Tensor:
-        return b.view(1, -1, 1, 1)
+        """[K] as [1, K, 1, 1] with channels_last strides, which cuDNN reads its layout from."""
+        return b.as_strided((1, len(b), 1, 1), (len(b), 1, len(b), len(b)))
 
     def __call__(self, x, w, b, z=None, plan: int | None = None) -> torch.Tensor:
         out = self._new_output(x)
@@ -134,6 +137,7 @@ class TensorRT:
 
         with torch.no_grad():
             result = module(*examples)
+        result = result if isinstance(result, torch.Tensor) else result[0]
         onnx = io.BytesIO()
         names = [f"x{i}" for i in range(len(examples))]
         torch.onnx.export(

@@ -229,7 +229,7 @@ def backends_of(op: str, device: torch.device) -> list[str]:
 
 def make_case(
     spec: Spec, phase: str, shape, dtype: str, layout: str, device: torch.device,
-    compile: bool = False, name: str = "",
+    compile_modes: Iterable[str] = (), name: str = "",
 ) -> Case:  # fmt: skip
     """The case of one op in one phase; shape is the input's [N, C, H, W]."""
     itemsize = dtype_of(dtype).itemsize
@@ -261,8 +261,8 @@ def make_case(
 
     maker = MAKERS[phase]
     candidates = {"eager": maker(spec.torch)}
-    if compile:
-        candidates["compile default"] = replace(maker(compiled(spec.torch)), slow=True)
+    for mode in compile_modes:
+        candidates[f"compile {mode}"] = replace(maker(compiled(spec.torch, mode)), slow=True)
     candidates["cnnkernels"] = maker(spec.ours, "auto")
     backends = backends_of(spec.op, device)
     if phase != "infer":  # Triton and cuDNN have no training form of their own
@@ -297,7 +297,7 @@ def cases(
     maps: Iterable[str] = tuple(MAPS),
     only: str = "",
     batch: int | None = None,
-    compile: bool = False,
+    compile_modes: Iterable[str] = (),
 ) -> list[Job]:
     """Every case asked for; ops that this build lacks are left out."""
     batch = BATCH[device.type] if batch is None else batch
@@ -313,5 +313,5 @@ def cases(
                             continue  # its bias gradient is no per-image result
                         arguments = (spec, phase, (batch, *MAPS[map_name]), dtype, layout, device)
                         name = f"{spec.label} {phase} {map_name} {dtype} {layout}"
-                        made.append(Job(name, partial(make_case, *arguments, compile, name)))
+                        made.append(Job(name, partial(make_case, *arguments, compile_modes, name)))
     return made
