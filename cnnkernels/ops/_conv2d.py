@@ -17,6 +17,7 @@ from .. import _lib, tuning
 from .._triton import conv2d as _triton
 from ..tuning import space
 from . import _args
+from . import _conv2d_stem as stem
 from ._op import Impl
 
 # --- geometry --------------------------------------------------------------------------------
@@ -187,30 +188,6 @@ def _cudnn(x, weight, bias, residual, stride, padding, dilation, groups, relu):
 # --- compiled CUDA ---------------------------------------------------------------------------
 
 
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-def _stem_why_not(x, weight, residual, stride, padding, dilation, groups) -> str | None:
-    """Why the stem kernel (3 input channels, sm_90a) can't run: its instances, from its launcher."""
-    reason = _args.leaf_why_not("_conv2d_stem_cuda", x)
-    if reason is not None:
-        return reason
-    if _capability(x.device) != (9, 0):
-        return "the stem kernel is compiled for sm_90a"
-    if x.dtype == torch.float32 or x.shape[1] != 3 or weight.shape[0] % 8 or weight.shape[0] > 128:
-        return "the stem kernel takes 3 channels to at most 128, in 8s, in fp16 and bf16"
-    if _args.memory_format(x) != torch.channels_last:
-        return "the stem kernel writes channels_last"
-    taps = {1: 3, 2: 4, 4: 3}.get(stride[0], 0)
-    if stride[0] != stride[1] or max(weight.shape[2:]) > taps * stride[0]:
-        return "the stem kernel takes filters up to 3x3/1, 8x8/2 and 12x12/4"
-    if residual is not None or groups != 1 or list(dilation) != [1, 1]:
-        return "the stem kernel takes no residual, groups or dilation"
-    return None
-
-
 def cuda_why_not(
     x, weight, bias, residual, stride, padding, dilation, groups, relu, pool=False, shortcut=()
 ) -> str | None:
@@ -221,7 +198,7 @@ def cuda_why_not(
         return reason
     if not hasattr(_lib.plan, "conv_why_not"):
         return _lib.plan_missing or "this build's planner knows no convolution"
-    if _capability(x.device) != (9, 0):
+    if stem.capability(x.device) != (9, 0):
         return "the tensor-core kernels are compiled for sm_90a"
     # A channel slice of x is read in place where it can be, and copied where not.
     if any(t is not None and t.data_ptr() % 16 for t in (weight, residual)) or (
@@ -238,7 +215,7 @@ def cuda_why_not(
 
 
 def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
-    if _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None:
+    if stem.why_not(x, weight, residual, stride, padding, dilation, groups) is None:
         return None
     return cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu)
 
@@ -246,7 +223,7 @@ def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, 
 def _cuda_configs(x, weight, bias, residual, stride, padding, dilation, groups, relu, pool=False):
     """Every instance of the tensor-core kernels that can run; the stem kernel has no choice."""
     if _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu) or (
-        _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None
+        stem.why_not(x, weight, residual, stride, padding, dilation, groups) is None
     ):
         return []
     plans = _lib.plan.conv_plans(
@@ -255,6 +232,12 @@ def _cuda_configs(x, weight, bias, residual, stride, padding, dilation, groups, 
         torch.cuda.get_device_properties(x.device).multi_processor_count,
     )  # fmt: skip
     return [{"instance": plan["instance"]} for plan in plans if plan["why_not"] is None]
+
+
+def _cuda_held_back(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    """Why a stem kernel that could run is not the default."""
+    taken = stem.why_not(x, weight, residual, stride, padding, dilation, groups) is None
+    return stem.unverified(x, weight) if taken else None
 
 
 def readable(x: torch.Tensor) -> torch.Tensor:
@@ -266,7 +249,7 @@ def readable(x: torch.Tensor) -> torch.Tensor:
 
 
 def _cuda(x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None):
-    if _stem_why_not(x, weight, residual, stride, padding, dilation, groups) is None:
+    if stem.why_not(x, weight, residual, stride, padding, dilation, groups) is None:
         x = _args.dense(x)
         return torch.ops.cnnkernels._conv2d_stem_cuda(x, weight, bias, stride, padding, relu)
     x = readable(x)
@@ -373,12 +356,13 @@ def implementations(*, residual: bool, relu: bool) -> list[Impl]:
             x, weight, bias, None, *geometry, relu, **config
         )
 
-    def impl(name, fn, why_not, configs=None, slices=False) -> Impl:
-        configs = configs and arguments(configs)
-        return Impl(name, arguments(_wrap(fn, slices)), arguments(why_not), configs=configs)
+    def impl(name, fn, why_not, configs=None, held_back=None, slices=False) -> Impl:
+        configs, held_back = (f and arguments(f) for f in (configs, held_back))
+        run = arguments(_wrap(fn, slices))
+        return Impl(name, run, arguments(why_not), configs=configs, held_back=held_back)
 
     return [
-        impl("cuda", _cuda, _cuda_why_not, _cuda_configs, slices=True),
+        impl("cuda", _cuda, _cuda_why_not, _cuda_configs, _cuda_held_back, slices=True),
         impl("cudnn", _cudnn, _cudnn_why_not),
         impl("cpu", _cpu, _cpu_why_not),
         # After cpu: on CPU tensors it is Triton's interpreter.

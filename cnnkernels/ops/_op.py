@@ -32,8 +32,9 @@ class Impl:
     ``fn`` takes the op's arguments; ``why_not`` takes the same arguments and returns None when
     ``fn`` can run them, otherwise the reason. ``default=False`` keeps an implementation that no
     hardware has verified out of the automatic choice: it runs only when forced or named by the
-    measured table; ``slow`` says so for some arguments, with the reason. ``configs`` gives for the same arguments every config (a plain dict) that ``fn``
-    then takes as ``config=``; None stands for its own choice.
+    measured table; ``held_back`` does so for some arguments, with the reason. ``configs`` gives for
+    the same arguments every config (a plain dict) that ``fn`` then takes as ``config=``; None
+    stands for its own choice.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Impl:
     why_not: Callable[..., str | None]
     default: bool = True
     configs: Callable[..., list[dict]] | None = None
-    slow: Callable[..., str | None] | None = None
+    held_back: Callable[..., str | None] | None = None
 
     @property
     def tunable(self) -> bool:
@@ -185,9 +186,16 @@ class Op:
                 raise RuntimeError(
                     f"{self.name}: backend {forced!r} was asked for, but {rejected[forced]}"
                 )
+
+        def held_back(name: str) -> bool:
+            reason = (hold := self.impls[name].held_back) and hold(*args)
+            if reason is not None:
+                rejected[name] = reason
+            return reason is not None
+
         entry = tuning.lookup(self.key(args), args[0].device)
-        if entry is not None and usable(entry["impl"]):
-            near = entry.get("nearest")
+        near = entry and entry.get("nearest")  # another shape's entry does not vouch for this one
+        if entry is not None and usable(entry["impl"]) and not (near and held_back(entry["impl"])):
             source = f"measured table, nearest shape {near}" if near else "measured table"
             impl, config = self.impls[entry["impl"]], entry.get("config")
             # Of another shape or version, and not a config here: the implementation picks its own.
@@ -202,9 +210,7 @@ class Op:
                 rejected[impl.name] = "not verified on this hardware yet; force it with use()"
             elif impl.name == "triton" and args[0].device.type != "cuda":
                 rejected["triton"] = "off the GPU it is Triton's interpreter: only when forced"
-            elif impl.slow is not None and (reason := impl.slow(*args)):
-                rejected[impl.name] = reason
-            elif usable(impl.name):
+            elif not held_back(impl.name) and usable(impl.name):
                 return self._decide(impl.name, "rule", rejected, args)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
         raise RuntimeError(f"{self.name}: no implementation takes these arguments: {reasons}")

@@ -145,7 +145,7 @@ define(
     "conv2d_add_relu_conv2d_relu(Tensor input, Tensor weight, Tensor residual, Tensor next_weight,"
     " Tensor? bias=None, Tensor? next_bias=None) -> (Tensor, Tensor)",
     impls=[
-        Impl("triton", _fused, _fused_why_not, configs=_fused_configs, slow=_fused_slow),
+        Impl("triton", _fused, _fused_why_not, configs=_fused_configs, held_back=_fused_slow),
         Impl("reference", _chain, _args.always),
     ],
     fake=_fake,

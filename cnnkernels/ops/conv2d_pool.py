@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import conv_flop_count
 
 from . import _args, _conv2d
+from . import _conv2d_stem as stem
 from ._op import Impl, define
 from .conv2d import GEOMETRY, call
 
@@ -62,8 +63,24 @@ def _windows_why_not(x, weight, stride, padding, dilation, *pool) -> str | None:
     return "the convolution's output is smaller than a window" if min(sizes) < 2 else None
 
 
+def _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool) -> bool:
+    """Whether a stem kernel pools in its epilogue: 3x3 windows of stride 2."""
+    kernel, step, (pad, pad_w), spread = _pool(*pool[:-1])
+    if (kernel, step, spread, pad_w) != ([3, 3], [2, 2], [1, 1], pad):
+        return False
+    window = (int(pad), int(pool[-1]))
+    return stem.why_not(x, weight, None, stride, padding, dilation, groups, window) is None
+
+
+def _cuda_held_back(x, weight, *args) -> str | None:
+    """Why a stem kernel that could run is not the default."""
+    return stem.unverified(x, weight, True) if _stem_takes(x, weight, *args) else None
+
+
 def _cuda_why_not(x, weight, bias, stride, padding, dilation, groups, *pool) -> str | None:
-    """Why the compiled kernel that pools in its epilogue can't run."""
+    """Why the compiled kernels that pool in their epilogue can't run."""
+    if _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool):
+        return None
     if list(stride) != [1, 1] or list(dilation) != [1, 1]:
         return "the kernel that pools has stride and dilation 1"
     return _windows_why_not(x, weight, stride, padding, dilation, *pool) or _conv2d.cuda_why_not(
@@ -78,7 +95,14 @@ def _checked(x, weight, bias, stride, padding, dilation, groups, *pool) -> list[
 
 
 def _cuda(x, weight, bias, stride, padding, dilation, groups, *pool):
-    _checked(x, weight, bias, stride, padding, dilation, groups, *pool)
+    shape = _checked(x, weight, bias, stride, padding, dilation, groups, *pool)
+    if x.shape[0] == 0:
+        return _conv2d.empty(x, shape)
+    if _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool):
+        pad, ceil_mode = _pool(*pool[:-1])[2][0], pool[-1]
+        return torch.ops.cnnkernels._conv2d_stem_pool_cuda(
+            _args.dense(x), weight, bias, list(stride), list(padding), True, pad, ceil_mode
+        )
     return torch.ops.cnnkernels._conv2d_pool_cuda(
         _args.dense(x), weight, bias, list(padding), groups, True, ""
     )
@@ -149,7 +173,7 @@ define(
     " SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=[], SymInt[2] pool_padding=0,"
     " SymInt[2] pool_dilation=1, bool ceil_mode=False) -> Tensor",
     impls=[
-        Impl("cuda", _cuda, _cuda_why_not),
+        Impl("cuda", _cuda, _cuda_why_not, held_back=_cuda_held_back),
         Impl("triton", _triton, _triton_why_not, default=False, configs=_triton_configs),
         Impl("reference", _chain, _args.always),
     ],

@@ -210,7 +210,7 @@ def tune_call(call: Call, device: torch.device, seconds: float, deadline: float)
 def _rule(call: Call, args: tuple, names) -> str | None:
     """The implementation that runs without a table."""
     for impl in OPS[call.op].impls.values():
-        if impl.name in names and impl.default and not (impl.slow and impl.slow(*args)):
+        if impl.name in names and impl.default and not (impl.held_back and impl.held_back(*args)):
             return impl.name
     return None
 

@@ -3,71 +3,11 @@
 // have 128 bytes in the 128-byte swizzle; 32-bit types take two planes of 32 channels.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
-#include "common/vec.cuh"
+#include "common/sm90/words.cuh"
 
 namespace cnnkernels::sm90 {
-
-__device__ __forceinline__ uint32_t pack(float lo, float hi, __nv_bfloat16) {
-  uint32_t r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-  return r;
-}
-__device__ __forceinline__ uint32_t pack(float lo, float hi, __half) {
-  uint32_t r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-  return r;
-}
-__device__ __forceinline__ float2 unpack(uint32_t v, __nv_bfloat16) {
-  return {__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u)};
-}
-__device__ __forceinline__ float2 unpack(uint32_t v, __half) {
-  return __half22float2(*reinterpret_cast<const __half2*>(&v));
-}
-
-// max(v, 0) that keeps NaN, as torch's relu does.
-__device__ __forceinline__ float relu_keep_nan(float v) {
-  float r;
-  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(r) : "f"(v));
-  return r;
-}
-
-// Two (words 2, 3 too: four) 8x8 matrices of 16-bit elements, transposed on the way.
-template <bool kFour>
-__device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&words)[4]) {
-  if (kFour)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(address)
-                 : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(words[0]), "=r"(words[1])
-                 : "r"(address)
-                 : "memory");
-}
-template <bool kFour>
-__device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&words)[4]) {
-  if (kFour)
-    asm volatile(
-        "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-        : "memory");
-  else
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
-                 "r"(words[0]), "r"(words[1])
-                 : "memory");
-}
-
-__device__ __forceinline__ float max_keep_nan(float a, float b) {
-  float r;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-  return r;
-}
 
 // 2x2/2 max-pool of a tile of 8 columns x kN / 8 rows: a thread holds two neighbours of every row.
 // Of the result, registers 4g and 4g + 1 are column t % 4 of pooled rows 2g and 2g + 1.
@@ -136,12 +76,10 @@ __device__ __forceinline__ void store_transposed(const float (&acc)[kRegisters],
         const uint32_t address = plane + row * 128 + ((channel / 4 + e / 2 * 2) ^ (row & 7)) * 16;
         float v = acc[kBase + 4 * j + e] + (e / 2 ? bias1 : bias0);
         if (residual) {
-          float z;
-          asm volatile("ld.shared.f32 %0, [%1];" : "=f"(z) : "r"(address) : "memory");
-          v += z;
+          v += __uint_as_float(load_word(address));
         }
         if (relu) v = relu_keep_nan(v);
-        asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
+        store_words(address, __float_as_uint(v));
       }
   }
 }
