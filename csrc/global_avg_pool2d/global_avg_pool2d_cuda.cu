@@ -1,8 +1,9 @@
 // Global average pool. NCHW: one warp per plane, 16-byte accesses between scalar ends, so planes at
-// any offset work. channels_last: block = up to 64 channel groups (a 16-byte vector, or single
-// channels where C or the pointers allow no vectors) of one image, the other threads of the block
-// take turns at the pixels and are joined in shared memory.
-// fp32 sums in a fixed order: results repeat bit by bit.
+// any offset work. channels_last: block = a few channel groups (a 16-byte vector, or single
+// channels where C or the pointers allow no vectors) of one image, its threads take turns at the
+// pixels and are joined in shared memory. Reading is bound by the bytes in flight: every thread
+// loads kAhead pieces before it adds, and large images are split by channels, down to 64 bytes of a
+// pixel. fp32 sums in a fixed order, whatever the batch: results repeat bit by bit.
 #include "common/dispatch.cuh"
 #include "common/fast_div.h"
 #include "common/plane_tile.cuh"
@@ -13,9 +14,34 @@ namespace cnnkernels {
 namespace {
 
 constexpr int kThreads = 256, kWarp = 32, kWarps = kThreads / kWarp;
+constexpr int kAhead = 8;         // loads of a thread before their sum
+constexpr int kResident = 4;      // blocks per multiprocessor: 64 registers
+constexpr int kFewestBytes = 64;  // of a pixel in one block: two sectors
+
+// sum[e] += element e of the chunks first, first + stride, ... < count; they lie `step` elements
+// apart from p on.
+template <class T, int V>
+__device__ __forceinline__ void add_chunks(const T* p, int first, int stride, int64_t count,
+                                           int64_t step, float* sum) {
+  const int64_t hop = stride * step;
+  p += first * step;
+  for (int64_t i = first; i < count; i += kAhead * stride) {
+    const int left = static_cast<int>(min(count - i, int64_t{kAhead} * stride));
+    Chunk<T, V> v[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a, p += hop) {
+      v[a] = Chunk<T, V>::filled(0u);
+      if (a * stride < left) v[a].load(p);
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a)
+#pragma unroll
+      for (int e = 0; e < V; ++e) sum[e] += v[a].element(e);
+  }
+}
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     mean_nchw_kernel(const T* __restrict__ x, T* __restrict__ y, int64_t planes, int64_t pixels) {
   constexpr int V = kVecSize<T>;
   const int64_t plane = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
@@ -24,23 +50,21 @@ __global__ void __launch_bounds__(kThreads)
   const T* p = x + plane * pixels;
   const int head = unaligned_head(p, static_cast<int>(min(pixels, int64_t{V})));
   const int64_t vectors = (pixels - head) / V;
-  float sum = 0.f;
-  for (int64_t i = lane; i < vectors; i += kWarp) {
-    Chunk<T, V> v;
-    v.load(p + head + i * V);
-#pragma unroll
-    for (int e = 0; e < V; ++e) sum += v.element(e);
-  }
-  if (lane < head) sum += to_float(p[lane]);
   const int64_t tail = head + vectors * V + lane;
-  if (tail < pixels) sum += to_float(p[tail]);
+  float ends = 0.f, sums[V] = {};
+  if (lane < head) ends = to_float(p[lane]);
+  if (tail < pixels) ends += to_float(p[tail]);
+  add_chunks<T, V>(p + head, lane, kWarp, vectors, V, sums);
+  float sum = ends;
+#pragma unroll
+  for (int e = 0; e < V; ++e) sum += sums[e];
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   if (lane == 0) y[plane] = from_float<T>(sum / static_cast<float>(pixels));
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     mean_nhwc_kernel(const T* __restrict__ x, T* __restrict__ y, int64_t c, int64_t pixels,
                      int groups, int64_t group_blocks) {
   __shared__ float partial[V][kThreads];
@@ -48,16 +72,8 @@ __global__ void __launch_bounds__(kThreads)
   const int lanes = kThreads / groups, group = threadIdx.x % groups, lane = threadIdx.x / groups;
   const int64_t c0 = (blockIdx.x % group_blocks * groups + group) * V;
   float sum[V] = {};
-  if (lane < lanes && c0 < c) {
-    const T* p = x + n * pixels * c + c0;
-#pragma unroll 8
-    for (int64_t i = lane; i < pixels; i += lanes) {
-      Chunk<T, V> v;
-      v.load(p + i * c);
-#pragma unroll
-      for (int e = 0; e < V; ++e) sum[e] += v.element(e);
-    }
-  }
+  if (lane < lanes && c0 < c)
+    add_chunks<T, V>(x + n * pixels * c + c0, lane, lanes, pixels, c, sum);
 #pragma unroll
   for (int e = 0; e < V; ++e) partial[e][threadIdx.x] = sum[e];
   __syncthreads();
@@ -123,8 +139,12 @@ cudaError_t launch_nhwc(const GlobalAvgPoolParams& p, bool backward, cudaStream_
       return cudaGetLastError();
     });
   }
-  const int64_t group_blocks = ceil_div(all_groups, 64),
-                groups = ceil_div(all_groups, group_blocks);
+  // So many threads per pixel that each of the block's threads gets about kAhead pixels.
+  const int64_t fewest = kFewestBytes / (V * static_cast<int>(sizeof(T)));
+  const int64_t wanted = ceil_div(int64_t{kThreads} * kAhead, p.pixels);
+  const int64_t group_blocks =
+      ceil_div(all_groups, std::min<int64_t>(std::max(wanted, fewest), 64));
+  const int64_t groups = ceil_div(all_groups, group_blocks);
   mean_nhwc_kernel<T, V><<<static_cast<unsigned>(p.n * group_blocks), kThreads, 0, stream>>>(
       in, out, p.c, p.pixels, static_cast<int>(groups), group_blocks);
   return cudaGetLastError();
