@@ -266,6 +266,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cnnkernels, m) {
       "_conv2d_cuda_out(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, "
       "int[] padding, int[] dilation, int groups, bool relu, str instance, Tensor(a!) out, int "
       "channel_offset) -> ()");
+  m.def(
+      "_conv2d_cuda_split(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+      "int[] "
+      "dilation, bool relu, str instance, int split, Tensor(a!) first, int first_offset, "
+      "Tensor(b!) "
+      "second, int second_offset) -> ()");
+  m.def(
+      "_conv2d_projection_cuda(Tensor x, Tensor weight, Tensor shortcut_x, Tensor shortcut_weight, "
+      "Tensor? bias, int[] stride, int[] padding, int[] dilation, int[] shortcut_stride, bool "
+      "relu, "
+      "str instance) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(cnnkernels, CUDA, m) {
   m.impl("_conv2d_cuda", TORCH_BOX(&conv2d_cuda));
