@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/sm90/words.cuh"
+#include "common/vec.cuh"
 
 namespace cnnkernels::sm90 {
 
