@@ -26,6 +26,7 @@ def accuracy(tmp_path, *arguments) -> float:
     assert done.returncode == 0, done.stderr[-2000:]
     words = done.stdout.splitlines()[-1].split()
     assert words[:2] == ["test", "accuracy:"] and words[3] == "%"
+    print(*arguments, done.stdout.splitlines()[-1])  # shown by pytest -s
     return float(words[2])
 
 

@@ -25,6 +25,14 @@ def spaced(n: int, count: int | None) -> torch.Tensor:
     return torch.arange(count) * n // max(count, 1)
 
 
+def held_out(n: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of n images to train on and to validate on (evenly spaced, about ``share`` of them)."""
+    validation = spaced(n, max(1, round(n * share)) if share else 0)
+    rest = torch.ones(n, dtype=torch.bool)
+    rest[validation] = False
+    return rest.nonzero().flatten(), validation
+
+
 def _colour_sample(split) -> torch.Tensor:
     """Up to 10,000 (in memory) or 256 (files) images, evenly spaced: uint8 [N, C, H, W]."""
     if isinstance(split, Images):
@@ -49,7 +57,8 @@ class Batches:
         self.recipe, self.device, self.workers = recipe, device, workers
         self.rank, self.world = rank, world
         self.channels, self.side = input_size
-        self.chosen = spaced(len_of(data.train), recipe.limit)
+        rest, validation = held_out(len_of(data.train), recipe.validation)
+        self.chosen = rest[spaced(len(rest), recipe.limit)]
         self.n = len(self.chosen)
         self.steps = self.n // recipe.batch
         if self.steps == 0:
@@ -76,6 +85,9 @@ class Batches:
             else split
             for split in (data.train, data.test)
         )
+        self.tested = torch.arange(len_of(data.test))
+        if recipe.validation:
+            self.test, self.tested = self.train, validation
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Floats in 0…1 to what the model takes: [B, channels, side, side], normalised."""
@@ -138,9 +150,8 @@ class Batches:
             yield self._prepare(self.augment(images.float() / 255, drawn)), labels
 
     def testing(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This process's share of the test images, in order, in batches of ``size``."""
-        n = len(self.test.labels) if isinstance(self.test, Images) else len(self.test)
-        indices = torch.arange(n)[self.rank :: self.world].split(size)
+        """This process's share of the test (or held-out) images, in order, in batches of ``size``."""
+        indices = self.tested[self.rank :: self.world].split(size)
         keys = list(indices) if isinstance(self.test, Images) else [i.tolist() for i in indices]
         for images, labels in self._read(self.test, keys):
             yield self._prepare(images.float() / 255), labels

@@ -77,6 +77,10 @@ def train(
     image_size: Annotated[int | None, _option("Side of the images; default: the model's.")] = None,
     fit: Annotated[str | None, _option("Images a little too small: pad or resize.")] = None,
     limit: Annotated[int | None, _option("Train on so many of the images.")] = None,
+    validation: Annotated[
+        float | None,
+        _option("Hold out this share of the training images and test on them: to choose recipes."),
+    ] = None,
     seed: Annotated[int | None, _option("Of weights, order, augmentation and dropout.")] = None,
     ensemble: Annotated[int, _option("Train so many nets and average their answers.")] = 1,
     amp: Annotated[str | None, _option("Autocast: none, bf16 or fp16.")] = None,
@@ -155,7 +159,7 @@ def train(
             schedule=schedule, milestones=points, gamma=gamma, warmup=warmup, loss=loss,
             temperature=temperature, label_smoothing=label_smoothing, augment=_names(augment), strength=strength,
             dropout=dropout, average=average, clip=clip, image_size=image_size, fit=fit, limit=limit,
-            seed=seed, amp=amp, channels_last=channels_last, compile=compile,
+            validation=validation, seed=seed, amp=amp, channels_last=channels_last, compile=compile,
             checkpointing=checkpointing, sync_batch_norm=sync_batch_norm, deterministic=deterministic,
         )  # fmt: skip
         where = None if data_dir is None else str(data_dir.expanduser().absolute())
@@ -195,10 +199,13 @@ def train(
             raise typer.Exit(130) from None
         together = runs.ensemble_accuracy(results, here) if len(results) > 1 else None
         if here.first:
+            tested = settings.recipe.tested
             for i, result in enumerate(results if together is not None else ()):
-                typer.echo(f"net {i + 1} of {len(results)}: test accuracy {result.accuracy:.2f} %")
+                typer.echo(
+                    f"net {i + 1} of {len(results)}: {tested} accuracy {result.accuracy:.2f} %"
+                )
             typer.echo(
-                f"test accuracy: {results[0].accuracy if together is None else together:.2f} %"
+                f"{tested} accuracy: {results[0].accuracy if together is None else together:.2f} %"
             )
 
 

@@ -315,13 +315,14 @@ class Run:
         self.epoch, self.step = self.epoch + 1, 0
         self.save()
         if self.place.first and self.folder is not None:
-            log.write(self.folder, self.history, title=f"{self.recipe.model} on {self.data.name}")
+            title = f"{self.recipe.model} on {self.data.name}"
+            log.write(self.folder, self.history, title, self.recipe.tested)
         if self.board:
             log.to_board(self.board, row)
 
     @torch.no_grad()
     def evaluate(self) -> Result:
-        """Loss and accuracy on the test images; with the averaged weights where there are any."""
+        """Loss and accuracy on the test or held-out images; with the averaged weights if there are any."""
         net = self.average.module if self.average else self.model
         if self.place.world > 1:  # batch norm's running averages are each process's own
             for buffer in net.buffers():

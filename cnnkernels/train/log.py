@@ -13,7 +13,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write(folder: Path, history: list[dict], title: str) -> None:
+def write(folder: Path, history: list[dict], title: str, tested: str = "test") -> None:
     """``log.csv`` and ``curves.png``, from the whole history: a resumed run leaves no double rows."""
 
     def rows(path: Path) -> None:
@@ -26,13 +26,13 @@ def write(folder: Path, history: list[dict], title: str) -> None:
     figure = figure_of()
     losses, errors = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
-    for kind, style in (("train", "--"), ("test", "-")):
-        losses.plot(epochs, [row[f"{kind}_loss"] for row in history], style, label=kind)
+    for kind, style, label in (("train", "--", "train"), ("test", "-", tested)):
+        losses.plot(epochs, [row[f"{kind}_loss"] for row in history], style, label=label)
         wrong = [100 - row[f"{kind}_accuracy"] for row in history]
-        errors.plot(epochs, wrong, style, label=kind)
+        errors.plot(epochs, wrong, style, label=label)
     losses.set(xlabel="epoch", ylabel="loss", title=title)
     errors.set(xlabel="epoch", ylabel="error, %", ylim=(0, None))
-    errors.set_title(f"test accuracy {history[-1]['test_accuracy']:.2f} %")
+    errors.set_title(f"{tested} accuracy {history[-1]['test_accuracy']:.2f} %")
     for axes in (losses, errors):
         axes.legend()
         axes.grid(alpha=0.3)

@@ -48,6 +48,7 @@ class Recipe:
     image_size: int | None = None  # None: what the model takes
     fit: str = "pad"  # small images: "pad" with black by up to 4 pixels, or "resize"
     limit: int | None = None  # train on so many of the images, evenly spaced
+    validation: float = 0.0  # share of the training images held out and tested on instead
     seed: int = 0
     amp: str = "none"
     channels_last: bool = False
@@ -72,7 +73,7 @@ class Recipe:
             "gamma": (0, 1, False), "warmup": (0, math.inf, True), "label_smoothing": (0, 1, True),
             "temperature": (0, math.inf, False), "average": (0, 1, True), "clip": (0, math.inf, True),
             "dropout": (0, 1, True), "image_size": (1, math.inf, True), "limit": (1, math.inf, True),
-            "seed": (0, 2**63, True), "strength": (0, 4, False),
+            "seed": (0, 2**63, True), "strength": (0, 4, False), "validation": (0, 0.9, True),
         }  # fmt: skip
         for name, (low, high, closed) in limits.items():
             value = getattr(self, name)
@@ -85,6 +86,11 @@ class Recipe:
                 raise ValueError(f"{name} is {value!r}; it must be {bounds}")
         if any(not 0 < m < 1 for m in self.milestones):
             raise ValueError(f"milestones are {self.milestones!r}; each must lie between 0 and 1")
+
+    @property
+    def tested(self) -> str:
+        """What the accuracies are of: the "test" images, or the held-out "validation" images."""
+        return "validation" if self.validation else "test"
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

@@ -128,7 +128,7 @@ def progress(console: Console | None, run: Run, title: str) -> Iterator[None]:
             console.print(
                 f"{title} epoch {row['epoch']:>3}/{run.recipe.epochs}  "
                 f"train loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2f} %  "
-                f"test loss {row['test_loss']:.4f}, accuracy {row['test_accuracy']:.2f} %  "
+                f"{run.recipe.tested} loss {row['test_loss']:.4f}, accuracy {row['test_accuracy']:.2f} %  "
                 f"{row['seconds']:.1f} s",
                 highlight=False,
             )
