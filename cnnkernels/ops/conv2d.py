@@ -12,6 +12,7 @@ from torch.utils.flop_counter import conv_flop_count
 
 from . import _args, _conv2d
 from ._op import define
+from .relu_bias import masked
 
 GEOMETRY = "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1"
 
@@ -40,10 +41,12 @@ def _define(name: str, *, residual: bool, relu: bool) -> None:
     def backward(ctx, grad):
         x, weight, out = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        if relu:
-            grad = torch.ops.aten.threshold_backward(grad, out, 0)
         needs = ctx.needs_input_grad
         mask = [needs[0], needs[1], ctx.bias_sizes is not None and needs[2 + residual]]
+        bias_grad = None
+        if relu:
+            grad, bias_grad = masked(grad, out, mask[2])
+        mask[2] = mask[2] and bias_grad is None
         grads = (None, None, None)
         if any(mask):
             grads = torch.ops.aten.convolution_backward(
@@ -51,6 +54,8 @@ def _define(name: str, *, residual: bool, relu: bool) -> None:
                 mask,
             )  # fmt: skip
         grads = [g if wanted else None for g, wanted in zip(grads, mask)]
+        if bias_grad is not None:
+            grads[2] = bias_grad
         if residual:
             grads.insert(2, grad if needs[2] else None)
         return *grads, None, None, None, None

@@ -10,6 +10,7 @@ from . import _args, _conv2d
 from . import _conv2d_stem as stem
 from ._op import Impl, define
 from .conv2d import GEOMETRY, call
+from .relu_bias import masked
 
 
 def _pool(kernel_size, stride, padding, dilation) -> list[list[int]]:
@@ -150,14 +151,15 @@ def _backward(ctx, grad):
     y = torch.ops.cnnkernels.conv2d_relu(x, weight, bias, stride, padding, dilation, groups)
     _, indices = torch.ops.aten.max_pool2d_with_indices(y, *pool, ceil_mode)
     grad = torch.ops.aten.max_pool2d_with_indices_backward(grad, y, *pool, ceil_mode, indices)
-    grad = torch.ops.aten.threshold_backward(grad, y, 0)
-    mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1],
-            bias is not None and ctx.needs_input_grad[2]]  # fmt: skip
+    wanted_bias = bias is not None and ctx.needs_input_grad[2]
+    grad, bias_grad = masked(grad, y, wanted_bias)
+    mask = [*ctx.needs_input_grad[:2], wanted_bias and bias_grad is None]
     grads = torch.ops.aten.convolution_backward(
         grad, x, weight, None if bias is None else list(bias.shape), stride, padding, dilation,
         False, [0, 0], groups, mask,
     )  # fmt: skip
-    return *(g if wanted else None for g, wanted in zip(grads, mask)), *[None] * 9
+    grads = [g if wanted else None for g, wanted in zip(grads, mask)]
+    return *grads[:2], grads[2] if bias_grad is None else bias_grad, *[None] * 9
 
 
 def _flops(x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:

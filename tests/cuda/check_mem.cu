@@ -4,7 +4,7 @@
 // multiple of the vector, ties, NaN, windows of only -inf.
 //   nvcc -std=c++17 -O2 --expt-relaxed-constexpr -Icsrc -gencode arch=compute_90a,code=sm_90a \
 //     tests/cuda/check_mem.cu \
-//     csrc/{max_pool2d,lrn,lrn_pool,relu,add_relu,global_avg_pool2d}/*.cu -o check_mem
+//     csrc/{max_pool2d,lrn,lrn_pool,relu,relu_bias,add_relu,global_avg_pool2d}/*.cu -o check_mem
 #include "add_relu/add_relu.h"
 #include "check.h"
 #include "global_avg_pool2d/global_avg_pool2d.h"
@@ -12,6 +12,7 @@
 #include "lrn_pool/lrn_pool.h"
 #include "max_pool2d/max_pool2d.h"
 #include "relu/relu.h"
+#include "relu_bias/relu_bias.h"
 
 namespace {
 
@@ -251,6 +252,37 @@ void check_elementwise(size_t count, size_t offset) {
   expect(ok, "relu, add + relu", numel, offset);
 }
 
+// slices = 0: as many as the binding takes.
+template <class T>
+void check_relu_bias(int64_t n, int64_t c, int64_t pixels, Layout layout, size_t offset,
+                     int64_t slices) {
+  const int64_t count = n * c * pixels;
+  if (slices == 0) slices = relu_bias_slices(n, c, pixels, layout);
+  const auto grad = random_values<T>(count, 61), y = random_values<T>(count, 62, true);
+  Buffer<T> grad_device(grad, offset), y_device(y, offset), dx(count, offset), dbias(c, offset);
+  Buffer<float> partial(slices * c);
+  cuda_ok(
+      launch_relu_bias_backward({grad_device.get(), y_device.get(), dx.get(), dbias.get(),
+                                 partial.get(), n, c, pixels, slices, Element<T>::dtype, layout},
+                                nullptr),
+      "relu_bias_backward");
+  const auto got = dx.read("relu_bias guard"), sums = dbias.read("dbias guard");
+  partial.read("partial guard");
+  std::vector<double> wanted(c), size(c);
+  bool masked = true, summed = true;
+  for (int64_t i = 0; i < count; ++i) {
+    const float v = y[i] <= 0 ? 0.f : grad[i];
+    const int64_t channel = layout == Layout::nhwc ? i % c : i / pixels % c;
+    masked = masked && same(got[i], v);
+    wanted[channel] += v;
+    size[channel] += std::fabs(v);
+  }
+  for (int64_t k = 0; k < c; ++k)
+    summed = summed && std::fabs(sums[k] - wanted[k]) <= 0.51 * ulp<T>(wanted[k]) + 1e-6 * size[k];
+  expect(masked, "relu_bias mask", c, pixels, slices);
+  expect(summed, "relu_bias sum", c, pixels, slices);
+}
+
 template <class T>
 void check_mean(int64_t n, int64_t c, int64_t pixels, Layout layout, size_t offset) {
   const auto x = random_values<T>(n * c * pixels, 51);
@@ -299,6 +331,12 @@ void check_all(std::initializer_list<size_t> offsets) {
       }
       check_lrn<T>(5, 0.75, 1.f, 7, 601, layout, offset, true, true);
       check_lrn<T>(5, 0.75, 30.f, 48, 16, layout, offset, true, true);
+      for (int64_t slices : {0, 1, 7, 40}) {
+        check_relu_bias<T>(3, 16, 64, layout, offset, slices);
+        check_relu_bias<T>(3, 5, 13, layout, offset, slices);
+        check_relu_bias<T>(2, 1032, 3, layout, offset, slices);
+      }
+      check_relu_bias<T>(3, 24, 3600, layout, offset, 0);
       check_mean<T>(3, 8, 49, layout, offset);
       check_mean<T>(3, 37, 5, layout, offset);
       check_mean<T>(2, 1024, 7, layout, offset);
