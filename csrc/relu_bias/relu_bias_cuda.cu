@@ -1,9 +1,10 @@
 // dx = y > 0 (or NaN) ? dy : 0 and dbias = sum of dx per channel, in one pass over memory.
-// Stage 1: block (column, slice). channels_last: a column is up to 64 groups of channels (a 16-byte
-// vector each, or single channels where C or a pointer allow no vectors), the block's other threads
-// take turns at the slice's pixels. NCHW: a column is a channel, its slice a part of the images'
-// planes. A block's sums are joined in shared memory and written to partial[slice][channel].
-// Stage 2: 32 channels per block, 8 threads each over the slices. Sums in fp32, in a fixed order.
+// Stage 1: block = (slice, column). channels_last: a column is up to 64 groups of channels (a
+// 16-byte vector each, or single channels where C or a pointer allow no vectors), the block's other
+// threads take turns at the slice's pixels. NCHW: a column is a channel, its slice a part of the
+// images' planes. A block's sums are joined in shared memory and written to
+// partial[slice][channel]. Stage 2: 32 channels per block, 8 threads each over the slices. Sums in
+// fp32, in a fixed order.
 #include "common/dispatch.cuh"
 #include "common/fast_div.h"
 #include "common/words.cuh"
@@ -33,15 +34,16 @@ template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     relu_bias_nhwc_kernel(const T* __restrict__ grad, const T* __restrict__ y, T* __restrict__ dx,
                           float* __restrict__ partial, int64_t c, int64_t terms, int64_t per_slice,
-                          int groups) {
+                          int groups, int columns) {
   __shared__ float sums[V][kThreads];
+  const int64_t column = blockIdx.x % columns, slice = blockIdx.x / columns;
   const int lanes = kThreads / groups, group = threadIdx.x % groups, lane = threadIdx.x / groups;
-  const int64_t c0 = (int64_t{blockIdx.x} * groups + group) * V;
-  const int64_t end = min(terms, (blockIdx.y + int64_t{1}) * per_slice);
+  const int64_t c0 = (column * groups + group) * V;
+  const int64_t end = min(terms, (slice + 1) * per_slice);
   float sum[V] = {};
   if (lane < lanes && c0 < c) {
 #pragma unroll 4
-    for (int64_t i = blockIdx.y * per_slice + lane; i < end; i += lanes) {
+    for (int64_t i = slice * per_slice + lane; i < end; i += lanes) {
       const int64_t at = i * c + c0;
       mask_chunk<T, V>(grad + at, y + at, dx + at, sum);
     }
@@ -50,11 +52,11 @@ __global__ void __launch_bounds__(kThreads)
   for (int e = 0; e < V; ++e) sums[e][threadIdx.x] = sum[e];
   __syncthreads();
   for (int i = threadIdx.x; i < V * groups; i += kThreads) {
-    const int64_t channel = int64_t{blockIdx.x} * groups * V + i;
+    const int64_t channel = column * groups * V + i;
     if (channel >= c) continue;
     float total = 0.f;
     for (int l = 0; l < lanes; ++l) total += sums[i % V][l * groups + i / V];
-    partial[blockIdx.y * c + channel] = total;
+    partial[slice * c + channel] = total;
   }
 }
 
@@ -65,13 +67,15 @@ __global__ void __launch_bounds__(kThreads)
                           float* __restrict__ partial, int64_t c, uint32_t terms,
                           uint32_t per_slice, FastDiv by_pixels) {
   __shared__ float sums[kRows];
-  const uint32_t first = blockIdx.y * per_slice, end = min(terms, first + per_slice);
+  const int64_t channel = blockIdx.x % c, slice = blockIdx.x / c;
+  const uint32_t first = static_cast<uint32_t>(slice) * per_slice,
+                 end = min(terms, first + per_slice);
   float sum[V] = {};
 #pragma unroll 4
   for (uint32_t i = first + threadIdx.x; i < end; i += kThreads) {
     uint32_t pixel = i;
     const int64_t image = by_pixels.split(pixel);
-    const int64_t at = ((image * c + blockIdx.x) * by_pixels.divisor + pixel) * V;
+    const int64_t at = ((image * c + channel) * by_pixels.divisor + pixel) * V;
     mask_chunk<T, V>(grad + at, y + at, dx + at, sum);
   }
   float total = 0.f;
@@ -84,7 +88,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x != 0) return;
   total = 0.f;
   for (int w = 0; w < kRows; ++w) total += sums[w];
-  partial[blockIdx.y * c + blockIdx.x] = total;
+  partial[slice * c + channel] = total;
 }
 
 template <class T>
@@ -107,10 +111,10 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int V>
 cudaError_t launch_nhwc(const ReluBiasParams& p, cudaStream_t stream) {
   const int64_t all = p.c / V, blocks = ceil_div(all, kMaxGroups), terms = p.n * p.pixels;
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.slices));
-  relu_bias_nhwc_kernel<T, V><<<grid, kThreads, 0, stream>>>(
+  relu_bias_nhwc_kernel<T, V><<<static_cast<unsigned>(blocks * p.slices), kThreads, 0, stream>>>(
       static_cast<const T*>(p.grad), static_cast<const T*>(p.y), static_cast<T*>(p.dx), p.partial,
-      p.c, terms, ceil_div(terms, p.slices), static_cast<int>(ceil_div(all, blocks)));
+      p.c, terms, ceil_div(terms, p.slices), static_cast<int>(ceil_div(all, blocks)),
+      static_cast<int>(blocks));
   return cudaGetLastError();
 }
 
@@ -119,8 +123,7 @@ cudaError_t launch_nchw(const ReluBiasParams& p, cudaStream_t stream) {
   const int64_t terms = p.n * p.pixels / V;
   if (terms + ceil_div(terms, p.slices) + kThreads >= int64_t{1} << 31)
     return cudaErrorInvalidValue;
-  const dim3 grid(static_cast<unsigned>(p.c), static_cast<unsigned>(p.slices));
-  relu_bias_nchw_kernel<T, V><<<grid, kThreads, 0, stream>>>(
+  relu_bias_nchw_kernel<T, V><<<static_cast<unsigned>(p.c * p.slices), kThreads, 0, stream>>>(
       static_cast<const T*>(p.grad), static_cast<const T*>(p.y), static_cast<T*>(p.dx), p.partial,
       p.c, static_cast<uint32_t>(terms), static_cast<uint32_t>(ceil_div(terms, p.slices)),
       FastDiv(p.pixels / V));
@@ -131,7 +134,7 @@ cudaError_t launch_nchw(const ReluBiasParams& p, cudaStream_t stream) {
 
 cudaError_t launch_relu_bias_backward(const ReluBiasParams& p, cudaStream_t stream) {
   if (p.c == 0) return cudaSuccess;
-  if (p.slices < 1 || p.slices > 65535) return cudaErrorInvalidValue;
+  if (p.slices < 1 || p.c > kMaxThreads / p.slices) return cudaErrorInvalidValue;
   return dispatch_dtype(p.dtype, [&](auto element) {
     using T = decltype(element);
     constexpr int V = kVecSize<T>;

@@ -331,12 +331,12 @@ void check_all(std::initializer_list<size_t> offsets) {
       }
       check_lrn<T>(5, 0.75, 1.f, 7, 601, layout, offset, true, true);
       check_lrn<T>(5, 0.75, 30.f, 48, 16, layout, offset, true, true);
-      for (int64_t slices : {0, 1, 7, 40}) {
+      for (int64_t slices : {0, 7}) {
         check_relu_bias<T>(3, 16, 64, layout, offset, slices);
         check_relu_bias<T>(3, 5, 13, layout, offset, slices);
-        check_relu_bias<T>(2, 1032, 3, layout, offset, slices);
       }
-      check_relu_bias<T>(3, 24, 3600, layout, offset, 0);
+      check_relu_bias<T>(3, 8, 2400, layout, offset, 3);
+      if (layout == Layout::nhwc) check_relu_bias<T>(2, 1032, 3, layout, offset, 2);
       check_mean<T>(3, 8, 49, layout, offset);
       check_mean<T>(3, 37, 5, layout, offset);
       check_mean<T>(2, 1024, 7, layout, offset);
