@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from . import dynamo
 from .layers import replace_layers
 from .model import OptimizedModel
 from .net import Unsupported
+from .passes import OPTIONAL
 from .plan import Plan
 from .proof import NotEqual, default_tolerance, prove
 from .report import Report
@@ -35,6 +36,7 @@ def optimize(
     layout: str = "auto",
     tolerance: float | None = None,
     graph: bool | str = "auto",
+    passes: Collection[str] | None = None,
     report: Callable[[Report], None] | None = None,
 ) -> OptimizedModel:
     """A module that computes what ``model`` computes in inference, faster; the model stays as it is.
@@ -59,6 +61,10 @@ def optimize(
             twice that error is accepted.
         graph: True captures CUDA graphs, False none; "auto" does on a GPU, and where a capture fails
             runs without and notes why.
+        passes: which of the optional rewrites run: "merge" (convolutions of one input become one),
+            "concat" (branches written into their concatenation), "projection" (a residual block's
+            projection shortcut in its last convolution; GPU). None: merge and concat on a CPU; none
+            of them on a GPU, where their kernels haven't been timed in these forms.
         report: called with the :class:`Report` before returning; it also is ``result.report``.
 
     Returns an :class:`OptimizedModel`. A model that can't be captured (data-dependent control flow,
@@ -68,11 +74,11 @@ def optimize(
         NotEqual: an output is past the tolerance; the message names the first layer that differs.
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
-    args, kwargs = _check(model, example_inputs, dtype, layout, tolerance, graph)
+    args, kwargs = _check(model, example_inputs, dtype, layout, tolerance, graph, passes)
     original, model = model, unwrap(model)
 
     def build(args, kwargs, dtype, autocast=None):
-        return _build(model, args, kwargs, dtype, layout, tolerance, graph, autocast)
+        return _build(model, args, kwargs, dtype, layout, tolerance, graph, passes, autocast)
 
     found = Report()
     try:
@@ -98,9 +104,9 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def _build(model, args, kwargs, dtype, layout, tolerance, graph, autocast):
+def _build(model, args, kwargs, dtype, layout, tolerance, graph, passes, autocast):
     """(plan, errors, the original's outputs), proved; raises Unsupported or NotEqual."""
-    plan = Plan(model, args, kwargs, dtype=dtype, layout="contiguous", graph=graph)
+    plan = Plan(model, args, kwargs, dtype=dtype, layout="contiguous", graph=graph, optional=passes)
     flat = [t.detach() if isinstance(t, torch.Tensor) else t for t in _flatten(args, kwargs)]
     reason = plan.why_not(flat)
     if reason is not None:
@@ -117,7 +123,7 @@ def _flatten(args, kwargs) -> list:
     return torch.utils._pytree.tree_leaves((args, kwargs))
 
 
-def _check(model, example_inputs, dtype, layout, tolerance, graph):
+def _check(model, example_inputs, dtype, layout, tolerance, graph, passes):
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, OptimizedModel):
@@ -130,6 +136,8 @@ def _check(model, example_inputs, dtype, layout, tolerance, graph):
         raise ValueError(f"tolerance is {tolerance!r}; it must be None or a number of at least 0")
     if graph not in (True, False, "auto"):
         raise ValueError(f"graph is {graph!r}; allowed are True, False and 'auto'")
+    if passes is not None and (isinstance(passes, str) or not set(passes) <= set(OPTIONAL)):
+        raise ValueError(f"passes is {passes!r}; allowed are None and collections of {[*OPTIONAL]}")
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
     if isinstance(example_inputs, Mapping):

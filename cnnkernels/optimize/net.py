@@ -34,6 +34,7 @@ class Net:
 
     def __init__(self, graph: fx.Graph, tensors: dict, masters: dict, device: torch.device):
         self.graph, self.tensors, self.masters, self.device = graph, tensors, masters, device
+        self.optional: frozenset = frozenset()  # names of the optional passes that run
         self.report = Report()
 
     def copy(self) -> Net:

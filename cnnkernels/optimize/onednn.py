@@ -38,16 +38,21 @@ def packed(cache: dict, node, args: tuple):
     # oneDNN's own ReLU turns NaN into 0, so it is not used.
     if not residual:
 
-        def run(x, _weight, bias, stride, padding, dilation, groups):
-            out = convolve(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
-            return out.relu_() if relu else out
+        def plain(x, _weight, bias, stride, padding, dilation, groups):
+            return convolve(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
 
     else:
 
-        def run(x, _weight, z, bias, stride, padding, dilation, groups):
-            out = binary(
+        def plain(x, _weight, z, bias, stride, padding, dilation, groups):
+            return binary(
                 x, z, weight, bias, padding, stride, dilation, groups, "add", 1.0, None, [], ""
             )
-            return out.relu_() if relu else out
 
+    if not relu:
+        return plain
+
+    def run(*args):
+        return plain(*args).relu_()
+
+    run.before_relu = plain
     return run

@@ -22,7 +22,7 @@ class Plan:
     captured: the graph before the rewrites, for the proof.
     """
 
-    def __init__(self, model: nn.Module, args, kwargs, *, dtype, layout, graph, passes_=None):
+    def __init__(self, model: nn.Module, args, kwargs, *, dtype, layout, graph, optional=None):
         found: Captured = capture(model, args, kwargs, dtype)
         self.in_spec, self.out_spec = found.in_spec, found.out_spec
         self.dynamic_batch = found.dynamic_batch
@@ -30,7 +30,7 @@ class Plan:
         self.net = found.net.copy()
         self.device = self.net.device
         self.dtype = dtype or _dtype_of(found.net)
-        passes.apply(self.net, passes_)
+        passes.apply(self.net, optional)
         self._placeholders = [
             n.meta.get("val") for n in self.net.graph.nodes if n.op == "placeholder"
         ]
@@ -136,14 +136,14 @@ class Plan:
     @torch.no_grad()
     def _prepare(self, key, flat: list) -> list:
         flat = self.cast(flat)
-        outputs, steps = self.program.trace(flat)
+        steps = self.program.trace(flat)[1]
         run = self.program.function(steps)
         if self.graph and self.device.type == "cuda":
             run = self._captured_in_graph(run, self.program.lay_out(flat))
         self._prepared[key] = run
         while len(self._prepared) > SHAPES:
             self._prepared.popitem(last=False)
-        return outputs
+        return run(*self.program.lay_out(flat))
 
     def _captured_in_graph(self, run, flat: list):
         """``run`` as a CUDA graph; with graph="auto" itself, and a note, where that fails."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
 import torch
 from torch import fx
 
-from ..ops._op import OPS
-from . import onednn
+from ..ops._op import OPS, use
+from . import concat, onednn, slices
 from .net import Net, ours
 
 CONVOLUTIONS = tuple(
@@ -26,6 +27,7 @@ class Program:
         self.tensors = dict(net.tensors)
         self.packed: dict = {}  # oneDNN's own weight layout, by node
         self.choices: list[tuple[str, str]] = []
+        self.places = concat.Places(net)
         laid_out: dict = {}  # by tensor: a weight under two names is laid out once
         for conv in net.calls(*CONVOLUTIONS) if channels_last else ():
             if conv.args[1].op == "get_attr":
@@ -48,7 +50,7 @@ class Program:
         """Run node by node on ``flat``; ``see(node, value)`` gets every value as it is computed.
 
         Returns (outputs, steps): steps[node] is the function that ran in the node's place, with
-        the choice of implementation made.
+        the choice of implementation made; for a concatenation that owns a buffer, one that makes it.
         """
         flat = self.lay_out(flat)
         env: dict = {}
@@ -71,6 +73,8 @@ class Program:
                     args = (*args, *OPS[node.target._opname]._defaults[len(args) :])
                 steps[node] = self._resolve(node, args)
                 env[node] = steps[node](*args, **kwargs)
+                if node in self.places.owners:
+                    steps[node] = self._buffer(env[node])
             if see is not None:
                 see(node, env[node])
             for dead in last_use.get(node, ()):
@@ -83,7 +87,8 @@ class Program:
         if op is None:
             return node.target
         args = (*args, *op._defaults[len(args) :])
-        impl, decision = op.choose(args)
+        with use(node.meta["prefer"]) if "prefer" in node.meta else contextlib.nullcontext():
+            impl, decision = op.choose(args)
         if decision.chosen == "triton" and args[0].device.type == "cpu":
             impl = op.impls["reference"]  # Triton's interpreter is for tests of its kernels
         chosen, fn = impl.name, impl.fn
@@ -91,8 +96,17 @@ class Program:
             fn = functools.partial(fn, config=decision.config)
         if chosen == "cpu" and node.target in CONVOLUTIONS:
             fn = onednn.packed(self.packed, node, args) or fn
+        elif node in self.places.slices and self.places.aligned(node):
+            fn = functools.partial(fn)  # an object of its own, to carry the other form
+            fn.into = slices.into(node.target, chosen, decision.config, args)
         self.choices.append((" + ".join(node.meta.get("layers", ())), f"{op.name}: {chosen}"))
         return fn
+
+    def _buffer(self, value: torch.Tensor) -> Callable:
+        """Makes an uninitialised tensor like a concatenation's result."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        options = {"dtype": value.dtype, "device": value.device, "memory_format": layout}
+        return functools.partial(torch.empty, value.shape, **options)
 
     def function(self, steps: dict) -> Callable:
         """The whole program as one Python function of the flat inputs, as :meth:`trace` chose."""
@@ -117,6 +131,14 @@ class Program:
             return bind(value, "k")
 
         lines = []
+        places, buffers = self.places, {}
+
+        def buffer_of(cat: fx.Node) -> str:
+            if cat not in buffers:
+                buffers[cat] = f"b{len(buffers)}"
+                lines.append(f"{buffers[cat]} = {bind(steps[cat], 'f')}()")
+            return buffers[cat]
+
         last_use = _last_uses(self.net.graph)
         inputs = 0
         for i, node in enumerate(self.net.graph.nodes):
@@ -127,15 +149,24 @@ class Program:
                 names[node] = bind(self.tensors[node.target], "w")
             elif node.op == "output":
                 lines.append(f"return {text(list(node.args[0]))}")
+            elif node in places.owners:
+                names[node], rest = f"v{i}", places.rest(node)
+                parts = [buffer_of(node), *(names[part] for part, *_ in rest)]
+                lines.append(f"v{i} = {bind(concat.fill(rest), 'f')}({', '.join(parts)})")
+                lines.append(f"del {parts[0]}")
             else:
                 names[node] = f"v{i}"
-                parts = [text(a) for a in node.args]
+                fn, parts = steps[node], [text(a) for a in node.args]
                 # A default that the dispatcher would fill in: implementations take all arguments.
                 if _is_ours(node):
                     defaults = OPS[node.target._opname]._defaults
                     parts += [text(a) for a in defaults[len(parts) :]]
                 parts += [f"{k}={text(v)}" for k, v in node.kwargs.items()]
-                lines.append(f"v{i} = {bind(steps[node], 'f')}({', '.join(parts)})")
+                if node in places.slices:
+                    place = places.slices[node]
+                    fn = concat.into_slice(place, node, fn)
+                    parts = [buffer_of(place[0]), *parts]
+                lines.append(f"v{i} = {bind(fn, 'f')}({', '.join(parts)})")
             dead = [names[d] for d in last_use.get(node, ()) if d.op != "get_attr"]
             if dead and node.op != "output":
                 lines.append(f"del {', '.join(dead)}")

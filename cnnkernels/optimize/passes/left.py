@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import concat
 from ..net import Net, arguments, aten, operation
 from . import conv as _conv
 
@@ -10,13 +11,17 @@ _CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 
 
 def run(net: Net) -> None:
+    places = concat.Places(net)
     for node in net.graph.nodes:
         if node.op != "call_function":
             continue
         layers = " + ".join(node.meta.get("layers", ()))
         if node.meta.get("rewrites"):
             net.report.fused.append((" → ".join(node.meta["rewrites"]), layers))
-        if getattr(node.target, "namespace", "") == "cnnkernels":
+        if getattr(node.target, "namespace", "") == "cnnkernels" or "part" in node.meta:
+            continue
+        if node in places.owners:
+            net.report.fused.append((concat.KIND, layers))
             continue
         name = operation(node)
         if node.target in _CONVOLUTIONS:

@@ -9,8 +9,8 @@ from .lrn import RELUS
 
 def run(net: Net) -> None:
     for add in net.calls(aten.add.Tensor, ours.add_relu.default):
-        a, b, *alpha = arguments(add)
-        if not _is_sum(add, a, b) or (alpha and alpha[0] != 1):
+        a, b = arguments(add)[:2]
+        if not is_sum(add):
             continue
         relu = add if add.target == ours.add_relu.default else only_user(add)
         with_relu = relu is not None and relu.target in (*RELUS, ours.add_relu.default)
@@ -28,10 +28,12 @@ def run(net: Net) -> None:
             net.replace([add, relu], ours.add_relu.default, (a, b), "add + ReLU")
 
 
-def _is_sum(add, a, b) -> bool:
-    """Two images of one shape and dtype: nothing is broadcast or promoted."""
+def is_sum(add) -> bool:
+    """a + b of two images of one shape and dtype: nothing is scaled, broadcast or promoted."""
+    a, b, *alpha = arguments(add)
     return (
-        is_image(a)
+        (not alpha or alpha[0] == 1)
+        and is_image(a)
         and is_image(b)
         and same(shape(a), shape(b))
         and a.meta["val"].dtype == b.meta["val"].dtype
