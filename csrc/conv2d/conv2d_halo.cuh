@@ -6,6 +6,7 @@
 #include "common/sm90/mbarrier.cuh"
 #include "common/sm90/tma.cuh"
 #include "common/sm90/wgmma.cuh"
+#include "common/vec.cuh"
 #include "conv2d/conv2d_maps.h"
 
 namespace cnnkernels {
