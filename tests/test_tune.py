@@ -149,6 +149,18 @@ def test_a_lost_gpu_ends_the_run(monkeypatch):
         commands.tune_call(CALLS["convolution"], CPU, 0.05, deadline=float("inf"))
 
 
+def test_an_optimised_network_packs_its_weights_whatever_the_table_says(cache):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
+    x = torch.randn(2, 3, 9, 9)
+    op = OPS["conv2d_relu"]
+    key = op.key((x, model[0].weight, model[0].bias, [1, 1], [0, 0], [1, 1], 1))
+    tuning.save({key: {"impl": "reference"}}, CPU)  # faster there, with weights laid out each time
+    tuning.forget()
+    optimised = cnnkernels.optimize(model, x, layout="contiguous")
+    assert [choice for _, choice in optimised.report.choices] == ["conv2d_relu: cpu"]
+    torch.testing.assert_close(optimised(x), model(x))
+
+
 def test_capture_sees_what_the_network_runs_plain_and_optimised():
     from cnnkernels import models
 
