@@ -170,6 +170,38 @@ def test_boxes_cover_exactly_where_they_can(size):
             assert found[0][0] == 1.0
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("read", ["matrix", "shifted boxes", "parities, 80 channels"])
+def test_conv_with_sliced_sums(read, device):
+    n, c, h, w, k, r, s, *geometry = READS[read]
+    c *= 32 if r == 1 else 2
+    for dtype in dtypes(device):
+        if dtype == torch.float32 and device == "cuda":
+            continue
+        x = tensor(n, c, h, w, dtype=dtype, device=device, layout=torch.channels_last)
+        weight = (torch.randn(k, c, r, s) / (c * r * s) ** 0.5).to(device, dtype)
+        bias = torch.randn(k).to(device, dtype)
+        exact = oracles.conv2d(x, weight, bias, *geometry)
+        residual = tensor(*exact.shape, dtype=dtype, device=device, layout=torch.channels_last)
+        exact = oracles.relu(exact + residual.double())
+        plain = (F.conv2d(x, weight, bias, *geometry) + residual).relu()
+        conv = replace(conv_of(x, weight, *geometry), residual=True)
+        configs = [c for c in space.descriptor_configs(conv, 90, 132, True) if "slices" in c]
+        assert max(config["slices"] for config in configs) > 1
+        configs.append(configs[0] | {"slices": 3})  # leaves the last slice shorter
+        for config in configs:
+            outs = []
+            for _ in range(2):
+                with channel_slice(exact.shape, 8, dtype, device, torch.channels_last) as out:
+                    conv2d(
+                        x, weight, bias, residual, *geometry, 1, True,
+                        config=config, precision="ieee", out=out,
+                    )  # fmt: skip
+                outs.append(out)
+            compare.assert_close(outs[0], exact, torch_out=plain)
+            assert torch.equal(*outs)  # no atomics: the order of the sum is fixed
+
+
 # n, c, h, w, k, r, s, stride, padding, dilation, groups of the kernel with computed addresses
 ADDRESSES = {
     "3x3": (2, 16, 6, 6, 24, 3, 3, (1, 1), (1, 1), (1, 1), 1),
@@ -254,7 +286,9 @@ def test_conv_with_max_pool(case, device):
     not os.environ.get("CNNKERNELS_SLOW"), reason="minutes; CNNKERNELS_SLOW=1 runs it"
 )
 @pytest.mark.parametrize("extra", [{}, {"residual": True}, {"pool": True}], ids=str)
-@pytest.mark.parametrize("conv", layers(), ids=lambda c: f"{c.h}x{c.c}-{c.k}-{c.r}-{c.stride[0]}")
+@pytest.mark.parametrize(
+    "conv", list(layers()), ids=lambda c: f"{c.h}x{c.c}-{c.k}-{c.r}-{c.stride[0]}"
+)
 def test_every_config_is_right_on_a_real_layer(conv, extra):
     """What `tune` may choose from, on the layers whose kernels test_triton_compile.py compiles."""
     conv = replace(conv, **extra)

@@ -40,6 +40,7 @@ LAYERS = [
     (64, 3, 224, 224, 64, 7, 7, 2, 3),
     (64, 3, 227, 227, 96, 11, 11, 4, 0),
     (1, 512, 7, 7, 512, 3, 3, 1, 1),
+    (1, 2048, 7, 7, 512, 1, 1, 1, 0),
 ]
 
 
@@ -80,11 +81,15 @@ def descriptor(conv: space.Conv, config: dict, capability: int, dtype: str = "bf
     out_box = [box[0], box[1] // halved, box[2] // halved, n // config["split"]]
     blocks = {"x": [*box[:2], 1, box[2], k] if by_two else [*box, k], "w": [1, n, k],
               "res": out_box, "out": out_box}  # fmt: skip
-    signature = {name: f"tensordesc<{dtype}{block}>" for name, block in blocks.items()}
+    slices = config.get("slices", 1)
+    stored = "fp32" if slices > 1 else dtype
+    types = {"x": dtype, "w": dtype, "res": stored, "out": stored}
+    signature = {name: f"tensordesc<{types[name]}{block}>" for name, block in blocks.items()}
     constants = {
         "C": channels, "R": taps if stem else conv.r, "S": 1 if stem else conv.s,
         "PAD_H": conv.padding[0], "PAD_W": conv.padding[1], "DIL_H": 1, "DIL_W": 1,
-        "BY_TWO": by_two, "HAS_BIAS": True, "HAS_RES": conv.residual, "RELU": True, "PRECISION": "tf32",
+        "BY_TWO": by_two, "HAS_BIAS": slices == 1, "HAS_RES": conv.residual and slices == 1, "RELU": slices == 1,
+        "PRECISION": "tf32", "SLICES": slices,
         "BOX_N": box[0], "BOX_H": box[1], "BOX_W": box[2], "BN": n, "BK": k,
         "SPLIT": config["split"], "SWAP": config["kind"] != "matrix",
         "FLATTEN": config["flatten"], "POOL": conv.pool,
@@ -174,13 +179,15 @@ def all_pairs():
 
 def the_others(capability: int):
     x = {"x_ptr": "*bf16", "out_ptr": "*bf16", "input_ptr": "*bf16", "residual_ptr": "*bf16",
-         "w_ptr": "*bf16", "bias_ptr": "*bf16", "x_out_ptr": "*bf16", "w_out_ptr": "*bf16",
+         "w_ptr": "*bf16", "bias_ptr": "*bf16", "part_ptr": "*fp32", "res_ptr": "*bf16", "x_out_ptr": "*bf16", "w_out_ptr": "*bf16",
          "scale": "fp32", "beta": "fp32", "k": "fp32"}  # fmt: skip
     pool = {"R": 3, "S": 3, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 1, "PAD_W": 1, "DIL_H": 1,
             "DIL_W": 1, "NHWC": True, "RELU": True, "WIDE": False, "BLOCK": 1024}  # fmt: skip
     stem = {"C": 3, "CP": 16, "R": 7, "S": 7, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 3, "PAD_W": 3,
             "WIDE": False, "BLOCK": 1024}  # fmt: skip
     norm = {"SIZE": 5, "BIAS": False, "RELU": True, "WIDE": False, "SUM": tl.float32, "BLOCK": 1024}
+    slices = {"HAS_BIAS": True, "HAS_RES": True, "RELU": True, "SLICES": 16, "BLOCK": 512, "ok": 1,
+              "rk": 1}  # fmt: skip
     average = {"ROWS_FAST": True, "BLOCK_R": 64, "BLOCK_P": 16}
     for fn, constants in [
         (add_relu.add_relu_kernel, {"BLOCK": 1024}),
@@ -188,6 +195,7 @@ def the_others(capability: int):
         (lrn.lrn_kernel, norm),
         (global_avg_pool2d.global_avg_pool2d_kernel, average),
         (conv2d_stem.stem_prepare_kernel, stem),
+        (conv2d_descriptor.conv2d_slices_kernel, slices),
     ]:
         yield build(fn, x, constants, capability)
 

@@ -9,6 +9,8 @@ With SWAP the product is channels x pixels: a box with several sizes above 1 rea
 cores from shared memory only as their second operand (as the first it goes through registers).
 With POOL the output is 2x2/2 max-pooled: P and Q are even and so are a box's height and width, so no
 window straddles two tiles, and rounding, bias and ReLU after the maximum give what they give before.
+With SLICES above 1 (few tiles, long sums) each slice of a tile's sum is a tile of its own, stored in
+float32; conv2d_slices_kernel adds them up in a fixed order and does the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def conv2d_descriptor_kernel(
     x,  # descriptor [N, H, W, C], or the 5-D view with BY_TWO
     w,  # descriptor [R * S, K, C]
     res,  # descriptor [N, P, Q, K]
-    out,  # descriptor [N, P, Q, K], with POOL [N, P / 2, Q / 2, K]
+    out,  # descriptor [N, P, Q, K]; POOL: [N, P / 2, Q / 2, K]; SLICES: [SLICES * N', P, Q, K]
     bias_ptr,  # [K]
     N, P, Q, K,
     C: tl.constexpr, R: tl.constexpr, S: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
@@ -32,22 +34,29 @@ def conv2d_descriptor_kernel(
     HAS_BIAS: tl.constexpr, HAS_RES: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLIT: tl.constexpr, SWAP: tl.constexpr, FLATTEN: tl.constexpr,
-    POOL: tl.constexpr,
+    POOL: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = BOX_N * BOX_H * BOX_W
     OUT_H: tl.constexpr = BOX_H // 2 if POOL else BOX_H
     OUT_W: tl.constexpr = BOX_W // 2 if POOL else BOX_W
     CHUNKS: tl.constexpr = (C + BK - 1) // BK
     tiles_k, tiles_q, tiles_p = tl.cdiv(K, BN), tl.cdiv(Q, BOX_W), tl.cdiv(P, BOX_H)
-    tiles = tiles_k * tiles_q * tiles_p * tl.cdiv(N, BOX_N)
+    STEPS: tl.constexpr = R * S * CHUNKS
+    SHARE: tl.constexpr = (STEPS + SLICES - 1) // SLICES
+    tiles_n = tl.cdiv(N, BOX_N)
+    tiles = tiles_k * tiles_q * tiles_p * tiles_n * SLICES
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         k0, rest = tile % tiles_k * BN, tile // tiles_k
         q0, rest = rest % tiles_q * BOX_W, rest // tiles_q
         p0, n0 = rest % tiles_p * BOX_H, rest // tiles_p * BOX_N
+        first, last, n_out = 0, STEPS, n0
+        if SLICES > 1:
+            first, n0 = n0 // (tiles_n * BOX_N) * SHARE, n0 % (tiles_n * BOX_N)
+            last = tl.minimum(first + SHARE, STEPS)
 
         # Sum over taps and channels.
         acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
-        for step in range(R * S * CHUNKS):
+        for step in range(first, last):
             c, tap = step % CHUNKS * BK, step // CHUNKS
             dy, dx = tap // S * DIL_H - PAD_H, tap % S * DIL_W - PAD_W
             if BY_TWO:
@@ -71,13 +80,41 @@ def conv2d_descriptor_kernel(
         if SPLIT == 2:
             halves = tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1))
             left, right = tl.split(halves)
-            _finish(left, res, out, bias_ptr, n0, p0, q0, k0, K,
+            _finish(left, res, out, bias_ptr, n_out, p0, q0, k0, K,
                     HAS_BIAS, HAS_RES, RELU, BOX_N, OUT_H, OUT_W, BN // 2)  # fmt: skip
-            _finish(right, res, out, bias_ptr, n0, p0, q0, k0 + BN // 2, K,
+            _finish(right, res, out, bias_ptr, n_out, p0, q0, k0 + BN // 2, K,
                     HAS_BIAS, HAS_RES, RELU, BOX_N, OUT_H, OUT_W, BN // 2)  # fmt: skip
         else:
-            _finish(acc, res, out, bias_ptr, n0, p0, q0, k0, K,
+            _finish(acc, res, out, bias_ptr, n_out, p0, q0, k0, K,
                     HAS_BIAS, HAS_RES, RELU, BOX_N, OUT_H, OUT_W, BN)  # fmt: skip
+
+
+@triton.jit
+def conv2d_slices_kernel(
+    part_ptr,  # [SLICES, N', P, Q, K] float32
+    bias_ptr,  # [K]
+    res_ptr,  # [N, K, P, Q]
+    out_ptr,  # [N, K, P, Q], may be a channel slice
+    numel, slice_numel, K, P, Q, rn, rk, rp, rq, on, ok, op, oq,  # strides
+    HAS_BIAS: tl.constexpr, HAS_RES: tl.constexpr, RELU: tl.constexpr, SLICES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < numel
+    k, m = i % K, i // K
+    q, p, n = m % Q, m // Q % P, m // Q // P
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for s in tl.static_range(SLICES):
+        acc += tl.load(part_ptr + s * slice_numel + i, mask=inside, other=0.0)
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RES:
+        r = tl.load(res_ptr + n * rn + k * rk + p * rp + q * rq, mask=inside, other=0.0)
+        acc += r.to(tl.float32)
+    if RELU:
+        acc = tl.where(acc <= 0, 0.0, acc)  # NaN passes, as in torch.relu
+    out = out_ptr + n * on + k * ok + p * op + q * oq
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -156,7 +193,7 @@ def conv2d_descriptor(
     relu: bool,
     *,
     precision: str,
-    config: dict,  # box, block_n, block_k, split, programs, flatten, num_warps, num_stages
+    config: dict,  # box, block_n, block_k, split, slices, programs, flatten, num_warps, num_stages
     matrix: bool = False,  # 1x1 on evenly spaced pixels: tiles run across rows and images
     pool: bool = False,  # ``out`` is [N, K, P // 2, Q // 2]: 2x2/2 maxima; not with matrix
 ) -> None:
@@ -176,9 +213,16 @@ def conv2d_descriptor(
     x_box = [*box, block_k]
     if stride == 2:
         x_view, x_box = _by_two(*x_view), [box[0], box[1], 1, box[2], block_k]
+    slices = config.get("slices", 1)
+    operands = bias, residual, out
+    if slices > 1:  # the sums go to float32 memory first; boxes of two slices must not meet there
+        images = triton.cdiv(n, box[0]) * box[0]
+        out = torch.empty((slices * images, p, q, k), dtype=torch.float32, device=out.device)
+        out_view = res_view = nhwc(out.permute(0, 3, 1, 2))
+        res, bias, residual = out, None, None
     halved = 2 if pool else 1
     out_box = [box[0], box[1] // halved, box[2] // halved, block_n // split]
-    tiles, taps_n = triton.cdiv(k, block_n), taps[0] * taps[1]
+    tiles, taps_n = triton.cdiv(k, block_n) * slices, taps[0] * taps[1]
     for size, step in zip((n, p, q), box):
         tiles *= triton.cdiv(size, step)
     conv2d_descriptor_kernel[(min(tiles, config["programs"] or tiles),)](
@@ -192,8 +236,22 @@ def conv2d_descriptor(
         n, p, q, k,
         C=channels, R=taps[0], S=taps[1], PAD_H=padding[0], PAD_W=padding[1],
         DIL_H=dilation[0], DIL_W=dilation[1], BY_TWO=stride == 2,
-        HAS_BIAS=bias is not None, HAS_RES=residual is not None, RELU=relu, PRECISION=precision,
-        BOX_N=box[0], BOX_H=box[1], BOX_W=box[2], BN=block_n, BK=block_k, SPLIT=split,
+        HAS_BIAS=bias is not None, HAS_RES=residual is not None, RELU=relu and slices == 1,
+        PRECISION=precision, BOX_N=box[0], BOX_H=box[1], BOX_W=box[2], BN=block_n, BK=block_k,
+        SPLIT=split, SLICES=slices,
         SWAP=not matrix, FLATTEN=config["flatten"], POOL=pool,
         num_warps=config["num_warps"], num_stages=config["num_stages"],
+    )  # fmt: skip
+    if slices > 1:
+        _add_slices(out, *operands, slices, relu)
+
+
+def _add_slices(parts, bias, residual, out, slices: int, relu: bool, block: int = 512) -> None:
+    res = out if residual is None else residual
+    numel = out.numel()
+    conv2d_slices_kernel[(triton.cdiv(numel, block),)](
+        parts, out if bias is None else bias, res, out, numel, parts.numel() // slices,
+        out.shape[1], *out.shape[2:], *res.stride(), *out.stride(),
+        HAS_BIAS=bias is not None, HAS_RES=residual is not None, RELU=relu, SLICES=slices,
+        BLOCK=block,
     )  # fmt: skip

@@ -119,7 +119,9 @@ def conv2d_pointer_kernel(
 @triton.jit
 def _position(m, P, Q):
     """(image, row, column) of output pixel m."""
-    return m // Q // P, m // Q % P, m % Q
+    q, rest = m % Q, m // Q
+    p, n = rest % P, rest // P
+    return n, p, q
 
 
 @triton.jit

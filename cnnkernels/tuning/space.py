@@ -154,6 +154,8 @@ def _reduction(conv: Conv, kind: str) -> tuple[int, int]:
 def _shared(conv: Conv, tile: dict, stages: int) -> int:
     pixels = math.prod(tile["box"])
     stage = (pixels + tile["block_n"]) * tile["block_k"] * conv.element_size
+    if tile.get("slices", 1) > 1:  # float32 sums, no residual
+        return stages * stage + pixels * tile["block_n"] * 4 // tile["split"] + 2048
     staging = pixels * tile["block_n"] * conv.element_size // tile["split"]
     if conv.pool:  # windows in boxes narrower than 8 pixels change threads: half a tile in float32
         staging = staging // 4 + pixels * tile["block_n"] * 2 * (tile["box"][2] < 8)
@@ -167,7 +169,8 @@ def shared_bytes(conv: Conv, config: dict) -> int:
 
 
 def descriptor_configs(conv: Conv, capability: int, multiprocessors: int, tf32: bool) -> list[dict]:
-    """Tiles of the descriptor kernels that fit in shared memory, the cheapest by estimate first."""
+    """Tiles of the descriptor kernels that fit in shared memory, the cheapest by estimate first; then,
+    where tiles are few and sums long, those with sliced sums."""
     kind = descriptor_kind(conv, tf32)
     if kind is None:
         return []
@@ -180,7 +183,7 @@ def descriptor_configs(conv: Conv, capability: int, multiprocessors: int, tf32: 
         depths.add(widest // 2)
     if strided:
         depths = {next(d for d in (64, 32, 16) if d <= widest and channels % d == 0)}
-    found = []
+    found, sliced = [], []
     for pixels, block_n, warps, penalty in MATRIX_TILES if kind == "matrix" else BOX_TILES:
         narrowest = 16 if kind == "matrix" else 64
         if block_n > power_of_two(conv.k, narrowest, 256):
@@ -210,7 +213,16 @@ def descriptor_configs(conv: Conv, capability: int, multiprocessors: int, tf32: 
                 found.append(
                     (cost * PERSISTENT, config | persistent | {"num_stages": min(stages, 3)})
                 )
-    return [config for _, config in sorted(found, key=lambda item: item[0])]
+            slices, steps = 1, taps * -(-channels // block_k)
+            while slices < 16 and 2 * slices * tiles <= multiprocessors and steps >= 8 * slices:
+                slices *= 2
+            if slices > 1 and not conv.pool:
+                tile["slices"] = slices
+                fitting = [n for n in (4, 3, 2) if _shared(conv, tile, n) <= limit]
+                if fitting:
+                    config |= {"slices": slices, "num_stages": fitting[0]}
+                    sliced.append(config | {"programs": 0, "flatten": False})
+    return [config for _, config in sorted(found, key=lambda item: item[0])] + sliced
 
 
 def conv_configs(
