@@ -17,9 +17,8 @@ template <class T, int kPixels, int kRowBytes>
 __global__ void __launch_bounds__(384, 1)
     conv2d_halo_res_kernel(const __grid_constant__ HaloMaps maps, const HaloParams prm) {
   constexpr int kWeightBytes = 64 * kRowBytes;  // one tap
-  extern __shared__ uint8_t shared_raw[];
   const int taps = prm.r * prm.s;
-  const uint32_t weights = (sm90::shared_address(shared_raw) + 1023) & ~1023u;
+  const uint32_t weights = (sm90::dynamic_shared_memory() + 1023) & ~1023u;
   const uint32_t boxes = weights + ((taps * kWeightBytes + 1023) & ~1023);
   const uint32_t full = boxes + 2 * kBoxes * prm.box_slot, empty = full + 2 * kBoxes * 8;
   const uint32_t weights_full = empty + 2 * kBoxes * 8, residual_full = weights_full + 8;

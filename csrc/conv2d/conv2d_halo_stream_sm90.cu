@@ -21,8 +21,7 @@ __global__ void __launch_bounds__(384, 1)
   constexpr int kWeightBytes = kChannels * kRowBytes;  // one tap of one chunk
   constexpr int kParts = kChannels == 64 ? 2 : 1;      // pixel tiles, one per warpgroup or one
   constexpr int kPart = plan::halo_staged_pixels(kPixels);
-  extern __shared__ uint8_t shared_raw[];
-  const uint32_t boxes = (sm90::shared_address(shared_raw) + 1023) & ~1023u;
+  const uint32_t boxes = (sm90::dynamic_shared_memory() + 1023) & ~1023u;
   const uint32_t weights = boxes + kBoxes * kParts * prm.box_slot;
   const uint32_t staging = weights + prm.stages * kWeightBytes;
   const uint32_t box_full = staging + 2 * staged_bytes, box_empty = box_full + kBoxes * 8;

@@ -115,8 +115,7 @@ template <class T, int kChannels, int kPixels>
 __global__ void __launch_bounds__(384, 1)
     conv2d_igemm_kernel(const __grid_constant__ IgemmMaps maps,
                         const __grid_constant__ IgemmParams prm) {
-  extern __shared__ uint8_t shared_raw[];
-  const Layout<T, kChannels, kPixels> shared(sm90::shared_address(shared_raw), prm);
+  const Layout<T, kChannels, kPixels> shared(sm90::dynamic_shared_memory(), prm);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) shared.initialise(maps, prm);
   __syncthreads();

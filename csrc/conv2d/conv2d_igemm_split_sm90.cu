@@ -16,8 +16,7 @@ __global__ void __launch_bounds__(384, 1)
                               const __grid_constant__ IgemmParams prm) {
   constexpr int kSlice = kPixels / kSplit;  // pixels a block finishes
   static_assert(kSlice % 8 == 0);
-  extern __shared__ uint8_t shared_raw[];
-  const IgemmLayout<T, 128, kPixels, kSlice> shared(sm90::shared_address(shared_raw), prm);
+  const IgemmLayout<T, 128, kPixels, kSlice> shared(sm90::dynamic_shared_memory(), prm);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) shared.initialise(maps, prm);
   __syncthreads();

@@ -1,7 +1,8 @@
 // Stand-alone check of the convolution kernels (no torch): every instance that takes a case,
 // against an fp64 CPU reference at sampled outputs; NaN-poisoned outputs, guard zones and foreign
 // channels untouched, two runs bit-equal. Arguments: dtypes ("bf16", "f16", "f32"; all when none is
-// named), "small" for the cheap cases only.
+// named), "small" for the cheap cases only, limit=N for those up to N multiplications,
+// instance=TEXT for instances with TEXT in their names.
 //   nvcc -O3 -std=c++17 --expt-relaxed-constexpr -Icsrc -gencode arch=compute_90a,code=sm_90a \
 //        tests/cuda/check_conv2d.cu csrc/conv2d/conv2d_*_sm90.cu -o check_conv2d
 //   compute-sanitizer --tool memcheck ./check_conv2d bf16 small   # racecheck, synccheck likewise
@@ -54,7 +55,7 @@ std::vector<T> random_vector(size_t n, float scale) {
 }
 
 template <class T>
-int check_case(const Case& t, Dtype dtype, double tolerance) {
+int check_case(const Case& t, Dtype dtype, double tolerance, const char* only) {
   constexpr size_t kGuard = 4096;
   plan::ConvProblem x;
   x.n = t.n, x.c = t.c, x.h = t.h, x.w = t.w, x.k = t.k, x.r = t.r, x.s = t.s;
@@ -139,6 +140,7 @@ int check_case(const Case& t, Dtype dtype, double tolerance) {
   int bad = 0;
   for (const plan::Instance& instance : plan::kInstances) {
     if (!plan::plan_instance(x.group(), instance, 132).why_not.empty()) continue;
+    if (std::strstr(instance.name, only) == nullptr) continue;
     std::vector<T> first(total), again(total);
     for (auto* out : {&first, &again}) {
       CUDA_OK(cudaMemset(dy.p, 0xff, total * sizeof(T)));  // NaN
@@ -242,13 +244,19 @@ int main(int argc, char** argv) {
       if (std::strcmp(argv[i], name) == 0) return true;
     return false;
   };
-  const bool all = !wanted("bf16") && !wanted("f16") && !wanted("f32"), small = wanted("small");
+  const bool all = !wanted("bf16") && !wanted("f16") && !wanted("f32");
+  double limit = wanted("small") ? 3e8 : 1e300;
+  const char* only = "";
+  for (int i = 1; i < argc; ++i) {
+    if (std::strncmp(argv[i], "limit=", 6) == 0) limit = std::atof(argv[i] + 6);
+    if (std::strncmp(argv[i], "instance=", 9) == 0) only = argv[i] + 9;
+  }
   int bad = 0;
   for (const Case& t : kCases) {
-    if (small && int64_t{t.n} * t.h * t.w * t.c * t.k * t.r * t.s > 300'000'000) continue;
-    if (all || wanted("bf16")) bad += check_case<__nv_bfloat16>(t, Dtype::bf16, 5e-3);
-    if (all || wanted("f16")) bad += check_case<__half>(t, Dtype::f16, 1e-3);
-    if (all || wanted("f32")) bad += check_case<float>(t, Dtype::f32, 1e-3);
+    if (double(t.n) * t.h * t.w * t.c * t.k * t.r * t.s > limit) continue;
+    if (all || wanted("bf16")) bad += check_case<__nv_bfloat16>(t, Dtype::bf16, 5e-3, only);
+    if (all || wanted("f16")) bad += check_case<__half>(t, Dtype::f16, 1e-3, only);
+    if (all || wanted("f32")) bad += check_case<float>(t, Dtype::f32, 1e-3, only);
   }
 #ifndef CNNKERNELS_EMULATED
   if (all || wanted("f16")) bad += check_early_start();

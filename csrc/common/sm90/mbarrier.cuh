@@ -9,6 +9,11 @@ namespace cnnkernels::sm90 {
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
+// Where the launch's dynamic shared memory starts.
+__device__ __forceinline__ uint32_t dynamic_shared_memory() {
+  extern __shared__ uint8_t dynamic_shared[];
+  return shared_address(dynamic_shared);
+}
 __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }

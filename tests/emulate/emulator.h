@@ -1,0 +1,133 @@
+// Runs the sm_90a kernels' own source on the CPU, without their timing: one fiber per thread, the
+// blocks of a cluster together. Asynchronous work happens as late as its waits allow (loads at
+// random times, wgmma and stores when waited for), so that a buffer given back too early shows up;
+// a round in which no fiber gets further is a deadlock. The headers in common/sm90/ here stand in
+// for those in csrc/; what is checked beyond results: alignment, ranges, barrier counts, peers that
+// have exited.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/types.h"
+
+#undef __launch_bounds__
+#define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 gridDim;
+using std::max;
+using std::min;
+
+namespace emulator {
+
+using Work = std::function<void()>;
+using Works = std::vector<Work>;
+
+constexpr uint32_t kSharedStart = 1024 + 16, kSharedBytes = 227 * 1024;
+constexpr int kThreads = 384;
+
+struct TensorMap {
+  cnnkernels::Dtype dtype;
+  int rank;
+  char* base;
+  uint64_t dims[5], strides[4];
+  uint32_t box[5], element_strides[5];
+  int swizzle;
+  bool im2col, round_to_tf32;
+  int lower[2], upper[2];
+  int element_bytes() const { return dtype == cnnkernels::Dtype::f32 ? 4 : 2; }
+};
+
+struct Barrier {
+  int count = 0, arrived = 0;
+  int64_t bytes = 0;  // still to come
+  uint32_t phase = 0;
+};
+struct Meeting {
+  int arrived = 0;
+  uint64_t round = 0;
+};
+struct Block {
+  std::vector<uint8_t> shared;
+  std::map<uint32_t, Barrier> barriers;
+  std::map<int, Meeting> named;
+  Meeting warps[kThreads / 32];
+  uint32_t index = 0;
+  int rank = 0, threads = kThreads;
+};
+// What one thread has issued: the open group and the committed ones.
+struct Groups {
+  Works open;
+  std::deque<Works> committed;
+  void commit();
+  void wait(int pending);
+};
+
+[[noreturn]] void fail(const std::string& what);
+Block& block();
+Block& block_of(int rank);
+int thread();
+Groups& stores();
+Groups& products();
+void yield();
+void moved();  // some fiber got further
+uint8_t* shared(Block& block, uint32_t address, uint32_t bytes);
+inline uint8_t* shared(uint32_t address, uint32_t bytes) { return shared(block(), address, bytes); }
+inline uint32_t swizzled(uint32_t a, int span) { return a ^ ((a >> 7) & (span / 16 - 1)) << 4; }
+void meet(Meeting& meeting, int threads);
+inline void meet_warp() { meet(block().warps[thread() / 32], 32); }
+Barrier& barrier(Block& block, uint32_t address);
+void complete(Barrier& barrier);
+void cluster_arrive();
+void cluster_wait();
+void register_map(CUtensorMap* map, const TensorMap& m);
+void load(uint32_t to, const CUtensorMap* map, uint32_t barrier, std::vector<int> at,
+          std::vector<int> offsets = {});
+void store(const CUtensorMap* map, uint32_t from, std::vector<int> at);
+void run(int grid, int cluster, int shared_bytes, Work kernel);
+
+}  // namespace emulator
+
+inline void __syncwarp() { emulator::meet_warp(); }
+inline void __syncthreads() { emulator::meet(emulator::block().named[0], emulator::kThreads); }
+inline float __uint_as_float(unsigned v) {
+  float f;
+  std::memcpy(&f, &v, 4);
+  return f;
+}
+
+inline unsigned __float_as_uint(float v) {
+  unsigned word;
+  std::memcpy(&word, &v, 4);
+  return word;
+}
+
+template <class... P>
+cudaError_t cudaFuncSetAttribute(void (*)(P...), cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+template <class... P, class... A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...),
+                               const A&... args) {
+  int cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
+      cluster = config->attrs[i].val.clusterDim.x;
+  emulator::run(config->gridDim.x, cluster, config->dynamicSmemBytes, [&] { kernel(args...); });
+  return cudaSuccess;
+}
