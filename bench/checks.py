@@ -19,6 +19,9 @@ LIMITS = {
 # fp64 work of one check; beyond it a sample of the images is checked and the rest compared with rivals.
 # Where errors of many layers add up, the baseline's own may be this large (relative Frobenius).
 MAX_BASELINE_ERROR = {"fp32": 1e-3, "tf32": 0.05, "fp16": 0.1, "bf16": 0.2}
+# Of a training step's gradients: where an activation is within rounding of 0, ReLU's gradient flips,
+# and with 20 layers that alone gave eager's fp32 step of a ResNet-18 an error of 5e-3.
+MAX_FLIPPED_ERROR = 0.02
 FP64_FLOPS = {"cpu": 6e9, "cuda": 4e11}
 FP64_ELEMENTS = {"cpu": 6e7, "cuda": 1e9}
 CHUNK_BYTES = 1 << 30
@@ -161,8 +164,11 @@ def verify(
 
 def _widen(case: Case, errors: dict[str, list[_Errors]]) -> None:
     """Let every candidate err as much as ``slack`` times what PyTorch's own ops do at that precision."""
+    allowed = MAX_BASELINE_ERROR[case.dtype]
+    if case.whole:
+        allowed = max(allowed, MAX_FLIPPED_ERROR)
     for index, base in enumerate(errors.get(case.baseline, ())):
-        if base.reason or not base.relative <= MAX_BASELINE_ERROR[case.dtype]:
+        if base.reason or not base.relative <= allowed:
             continue
         base_relative, base_worst = base.relative, base.worst
         for parts in errors.values():

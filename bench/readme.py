@@ -47,31 +47,52 @@ def _versus(row: dict, content: dict) -> list[str]:
     return [show.ratio(row["ratios"].get(row["baseline"])), best]
 
 
+def _headlines(content: dict, suite: str) -> list[tuple]:
+    """((suite, group, implementation, rival), ratios) of the automatic choice and optimize()."""
+    return [
+        (group, values)
+        for group, values in sorted(ratios.group_ratios(content["rows"]).items())
+        if group[0] == suite and group[2] in ratios.OURS and group[3] in HEADLINE
+    ]
+
+
 def _sentence(content: dict, suite: str) -> str:
-    """The one line that a reader sees: means over all cases, how many, and how many are lost."""
+    """The line that a reader sees: means over all cases, of how many, and how many are lost."""
     device = content["gpu"]["name"] if content["gpu"] else content["machine"]["cpu"]
+    mine = [row for row in content["rows"] if row["suite"] == suite]
+    rivals = sorted({row["impl"] for row in mine if not row["ours"] and row["status"] == "ok"})
     parts = []
-    for (found, group, impl, rival), values in sorted(ratios.group_ratios(content["rows"]).items()):
-        if found != suite or not group.startswith("all ") or impl not in ratios.OURS:
+    for (_, group, impl, rival), values in _headlines(content, suite):
+        if not group.startswith("all "):
             continue
-        if rival not in HEADLINE:
-            continue
+        total = sum(
+            row["impl"] == impl and group in (f"all {row['dtype']}", f"all {row['dtype']} batch "
+                                              f"{row.get('batch')}")
+            for row in mine
+        )  # fmt: skip
         slower = sum(value < 1 for value in values)
-        which = "" if impl == ratios.OURS[0] else " by `optimize()`"
+        against = f"the best of {', '.join(rivals)}" if rival == "best rival" else rival
+        which = "" if impl == ratios.OURS[0] else ", by `optimize()`"
         parts.append(
-            f"{show.ratio(ratios.geometric_mean(values))} {rival}{which} ({group.removeprefix('all ')}, "
-            f"{len(values)} cases, {show.ratio(min(values))} to {show.ratio(max(values))}, "
-            f"{slower} slower)"
+            f"{show.ratio(ratios.geometric_mean(values))} against {against}{which} "
+            f"({group.removeprefix('all ')}, {len(values)} of {total} cases, "
+            f"{show.ratio(min(values))} to {show.ratio(max(values))}, {slower} slower)"
         )
+    if suite == "conv":
+        parts += [
+            f"our own kernels alone {mean.mean:.2f}× ({mean.group}, {len(mean.ratios)} layers without "
+            "residual)"
+            for mean in own.means(content["rows"])
+            if mean.kind == "own" and mean.ratios and "residual" not in mean.group
+        ]
     return f"- **{TITLES[suite]}**, {device}: {'; '.join(parts) or 'no case with a speed'}."
 
 
 def _means(content: dict, suite: str) -> list[str]:
     rows = [
-        [group[1], group[2], group[3], str(len(values)), show.ratio(ratios.geometric_mean(values)),
+        [*group[1:], str(len(values)), show.ratio(ratios.geometric_mean(values)),
          f"{show.ratio(min(values))}–{show.ratio(max(values))}", str(sum(v < 1 for v in values))]
-        for group, values in sorted(ratios.group_ratios(content["rows"]).items())
-        if group[0] == suite
+        for group, values in _headlines(content, suite)
     ]  # fmt: skip
     head = ["group", "implementation", "against", "rows", "geometric mean", "range", "slower"]
     return _table(head, rows)

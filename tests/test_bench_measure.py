@@ -136,6 +136,35 @@ def test_a_cached_result_gets_none(key, copy):
     assert_refused(rows_of(add_relu_case(Caches(key, copy)))["planted"])
 
 
+class KeepsItsOutput:
+    """Writes all elements into a buffer of its own the first time, and leaves the last image out
+    afterwards: only what the bench does to that memory in between tells."""
+
+    def __init__(self):
+        self.buffers = {}
+
+    def __call__(self, x, r):
+        known = x.data_ptr() in self.buffers
+        out = self.buffers.setdefault(x.data_ptr(), torch.empty_like(x))
+        images = len(x) - known
+        out[:images] = F.relu(x[:images] + r[:images])
+        return out
+
+
+def test_a_kernel_that_skips_what_it_wrote_before_gets_none(monkeypatch):
+    # The last image does not change, so that its old values would be right.
+    monkeypatch.setattr(measure._Buffers, "next", lambda self: setattr(self, "turn", self.turn + 1))
+    rows = rows_of(add_relu_case(KeepsItsOutput()))
+    assert rows["eager"]["status"] == "ok"
+    assert_refused(rows["planted"])
+
+
+def test_one_wrong_element_shows_where_the_norm_hides_it():
+    row = rows_of(add_relu_case(one_element_wrong, dtype="bf16"))["planted"]
+    assert_refused(row)
+    assert "an element is off" in row["reason"]
+
+
 def test_a_backward_that_ignores_the_gradient_gets_none():
     class Wrong(torch.autograd.Function):
         @staticmethod
