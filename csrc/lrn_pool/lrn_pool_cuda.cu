@@ -79,8 +79,17 @@ __device__ __forceinline__ void join_column(uint32_t& best, uint32_t& position, 
   best = W::maximum(best, v);
 }
 
+// With 64 registers sm_80's code for a bias and offsets in 16 bit would spill 8 bytes.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+template <class T, bool kBiasAndOffsets>
+constexpr int kResident = kBiasAndOffsets && sizeof(T) == 2 ? 1 : plan::kLrnPoolBlocks;
+#else
+template <class T, bool kBiasAndOffsets>
+constexpr int kResident = plan::kLrnPoolBlocks;
+#endif
+
 template <class T, bool kBias, bool kOffsets>
-__global__ void __launch_bounds__(plan::kLrnPoolThreads, plan::kLrnPoolBlocks)
+__global__ void __launch_bounds__(plan::kLrnPoolThreads, kResident<T, kBias && kOffsets>)
     lrn_pool_kernel(const Args a, const LrnConstants lrn) {
   using W = Words<T>;
   constexpr int V = kVecSize<T>;
@@ -107,33 +116,51 @@ __global__ void __launch_bounds__(plan::kLrnPoolThreads, plan::kLrnPoolBlocks)
   a.by_vectors.split(vector);
   const bool left = vector > 0, right = static_cast<int>(vector) + 1 < a.vectors;
   const T* vector_bias = bias + vector * V;
-  auto load = [&](int h) {
-    const T* p = column + min(max(h, 0), a.h - 1) * row;
+  // Loads the column's next row, at 32 bits into the image; rows outside the input are the nearest
+  // one inside.
+  int h_next = oh0 * S - a.pad_h;
+  int at_next = static_cast<int>((column - image) + min(max(h_next, 0), a.h - 1) * row);
+  auto load = [&] {
     Raw<T> raw;
     raw.before = raw.after = Chunk<T, kHalo>::filled(0u);
-    raw.own.load(p);
-    if (left) raw.before.load(p - kHalo);
-    if (right) raw.after.load(p + V);
+    const T* p_next = image + at_next;
+    raw.own.load(p_next);
+    if (left) raw.before.load(p_next - kHalo);
+    if (right) raw.after.load(p_next + V);
+    if (h_next >= 0 && h_next + 1 < a.h) at_next += static_cast<int>(row);
+    ++h_next;
     return raw;
   };
 
+  // The thread's output column and vector, where it has one (there are fewer outputs than items),
+  // and the three items it joins; a column outside the input is the nearest one, under its label.
+  uint32_t out_vector = threadIdx.x;
+  const int ow = ow0 + a.by_vectors.split(out_vector), w0 = ow * S - a.pad_w;
+  int joined[K];
+  uint32_t labels[K];
+#pragma unroll
+  for (int kw = 0; kw < K; ++kw) {
+    const int w = min(max(w0 + kw, w_lo), w_hi - 1);
+    joined[kw] = (w - w_lo) * a.vectors + static_cast<int>(out_vector);
+    labels[kw] = (w - w0) * W::kPosition;
+  }
+  int64_t out = ((n * a.oh + oh0) * a.ow + ow) * a.vectors + out_vector;
+
   // above: the row shared with the previous output row. next: the two rows below it, as loaded.
-  const int h_first = oh0 * S - a.pad_h;
-  Vector above = normalise<T, kBias>(load(h_first), vector_bias, left, right, lrn);
-  Raw<T> next[S] = {load(h_first + 1), load(h_first + 2)};
+  Vector above = normalise<T, kBias>(load(), vector_bias, left, right, lrn);
+  Raw<T> next[S] = {load(), load()};
 
-  for (int oh = oh0; oh < oh1; ++oh) {
-    const int h0 = oh * S - a.pad_h;
-    uint4* values = shared + (oh & 1) * (kOffsets ? 2 : 1) * room;
-    uint4* positions = values + room;
-
+  uint4* values = shared;  // and positions behind them, of this output row
+  uint4* other = shared + (kOffsets ? 2 : 1) * room;
+  for (int oh = oh0; oh < oh1; ++oh, out += int64_t{a.ow} * a.vectors) {
     // Vertical maximum of rows h0, h0 + 1, h0 + 2.
+    const int h0 = oh * S - a.pad_h;
     Vector best = above;
     auto position = Vector::filled(max(0, -h0) * K * W::kPosition);
 #pragma unroll
     for (int i = 0; i < S; ++i) {
       above = normalise<T, kBias>(next[i], vector_bias, left, right, lrn);
-      next[i] = load(h0 + S + 1 + i);
+      next[i] = load();
       const uint32_t label = (min(h0 + 1 + i, a.h - 1) - h0) * K * W::kPosition;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -145,30 +172,22 @@ __global__ void __launch_bounds__(plan::kLrnPoolThreads, plan::kLrnPoolBlocks)
       }
     }
     best.store(values + threadIdx.x);
-    if (kOffsets) position.store(positions + threadIdx.x);
+    if (kOffsets) position.store(values + room + threadIdx.x);
     __syncthreads();
 
     // Three columns make an output.
-    const int outputs = (ow1 - ow0) * a.vectors;
-    for (int o = threadIdx.x; o < outputs; o += blockDim.x) {
-      uint32_t out_vector = o;
-      const int ow = ow0 + a.by_vectors.split(out_vector), w0 = ow * S - a.pad_w;
-      Vector best, position;
-      bool empty = true;
+    if (ow < ow1) {
 #pragma unroll
       for (int kw = 0; kw < K; ++kw) {
-        const int w = w0 + kw;
-        if (w < w_lo || w >= w_hi) continue;
-        const int item = (w - w_lo) * a.vectors + static_cast<int>(out_vector);
         Vector v, p;
-        v.load(values + item);
+        v.load(values + joined[kw]);
         if (kOffsets) {
-          p.load(positions + item);
+          p.load(values + room + joined[kw]);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) p.w[k] += kw * W::kPosition;
+          for (int k = 0; k < 4; ++k) p.w[k] += labels[kw];
         }
-        if (empty) {
-          best = v, position = p, empty = false;
+        if (kw == 0) {
+          best = v, position = p;
           continue;
         }
 #pragma unroll
@@ -180,7 +199,6 @@ __global__ void __launch_bounds__(plan::kLrnPoolThreads, plan::kLrnPoolBlocks)
           }
         }
       }
-      const int64_t out = ((n * a.oh + oh) * a.ow + ow) * a.vectors + out_vector;
       best.store(static_cast<uint4*>(a.y) + out);
       if (kOffsets) {
         const uint32_t* p = position.w;
@@ -193,6 +211,8 @@ __global__ void __launch_bounds__(plan::kLrnPoolThreads, plan::kLrnPoolBlocks)
         }
       }
     }
+    uint4* free = other;
+    other = values, values = free;
   }
 }
 

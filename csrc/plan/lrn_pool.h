@@ -26,6 +26,7 @@ inline bool lrn_pool_fuses(const LrnShape& lrn, const PoolShape& pool, Dtype dty
                            bool vectors) {
   return layout == Layout::nhwc && pool.kernel_h == 3 && pool.kernel_w == 3 && pool.stride_h == 2 &&
          pool.stride_w == 2 && specialised_window(pool) &&
+         pool.c * pool.h * pool.w < (int64_t{1} << 31) &&  // an image, which it indexes in 32 bits
          choose_lrn_kernel(lrn, dtype, layout, vectors) == LrnKernel::vector;
 }
 
