@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import cnnkernels
+from cnnkernels.optimize.passes import OPTIONAL
 from cnnkernels.optimize.proof import relative_error
 
 pytestmark = pytest.mark.gpu
@@ -65,3 +66,69 @@ def test_graphs_are_bounded():
     for batch in range(1, 14):
         fast(torch.randn(batch, 3, 64, 64, device="cuda"))
     assert len(fast.plan._prepared) <= 8
+
+
+class Inception(nn.Module):
+    def __init__(self, cin: int):
+        super().__init__()
+        self.one, self.pool = nn.Conv2d(cin, 64, 1), nn.Conv2d(cin, 32, 1)
+        self.reduce, self.three = nn.Conv2d(cin, 96, 1), nn.Conv2d(96, 128, 3, padding=1)
+        self.narrow, self.five = nn.Conv2d(cin, 16, 1), nn.Conv2d(16, 32, 5, padding=2)
+
+    def forward(self, x):
+        three = F.relu(self.three(F.relu(self.reduce(x))))
+        five = F.relu(self.five(F.relu(self.narrow(x))))
+        pool = F.relu(self.pool(F.max_pool2d(x, 3, 1, 1)))
+        return torch.cat([F.relu(self.one(x)), three, five, pool], 1)
+
+
+class Projection(nn.Module):
+    def __init__(self, cin: int, stride: int):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(cin, 64, 3, stride, 1), nn.Conv2d(64, 256, 1)
+        self.shortcut = nn.Conv2d(cin, 256, 1, stride)
+
+    def forward(self, x):
+        return F.relu(self.last(F.relu(self.first(x))) + self.shortcut(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("passes", [["merge"], ["concat"], ["projection"], [*OPTIONAL]])
+def test_optional_passes_are_equal(dtype, passes):
+    parts = Inception(64), Inception(256), Projection(256, 2), Projection(256, 1)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), *parts).eval().cuda()
+    x = torch.randn(4, 3, 28, 28, device="cuda")
+    fast = cnnkernels.optimize(model, x, dtype=dtype, passes=passes)
+    assert fast.report.reason is None
+    if "projection" in passes and torch.cuda.get_device_capability() == (9, 0):
+        chosen = [how for _, how in fast.report.choices if "projection" in how]
+        assert chosen == ["conv2d_projection_add_relu: cuda"] * 2
+    with torch.no_grad():
+        for batch in (4, 1, 7, 4):
+            x = torch.randn(batch, 3, 28, 28, device="cuda")
+            assert relative_error(fast(x), model(x)) < (5e-2 if dtype == torch.bfloat16 else 1e-2)
+
+
+@pytest.mark.parametrize("passes", [(), [*OPTIONAL]])
+def test_peak_memory_is_not_above_eager(passes):
+    """Activations, the graph's static buffers and its memory pool; the weights' own copy is left out."""
+    parts = Inception(64), Inception(256), Projection(256, 2)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), *parts)
+    model = model.eval().to("cuda", torch.bfloat16, memory_format=torch.channels_last)
+    x = torch.randn(64, 3, 56, 56, device="cuda", dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last)
+
+    def peak(run) -> int:
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.inference_mode():
+            for _ in range(3):
+                run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_reserved() - before
+
+    eager = peak(lambda: model(x))
+    small = cnnkernels.optimize(model, x[:1], passes=passes)
+    assert small.report.reason is None
+    assert peak(lambda: small(x)) <= 1.05 * eager  # captures the graph for this batch

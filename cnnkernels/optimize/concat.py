@@ -29,11 +29,13 @@ class Places:
         for cat in net.calls(aten.cat.default) if NAME in net.optional else ():
             if not _fits(cat):
                 continue
-            starts, at = [], 0
+            alone = {p for p in cat.args[0] if len(p.users) == 1 and p.op == "call_function"}
+            if 2 * sum(map(_channels, alone)) < _channels(cat):
+                continue  # mostly copies, which torch.cat makes as well
+            starts, at = self.owners.setdefault(cat, []), 0
             for part in cat.args[0]:
-                if len(part.users) == 1 and part.op == "call_function":
+                if part in alone:
                     self.slices[part] = cat, at, _channels(part)
-                    self.owners[cat] = starts
                 starts.append(at)
                 at += _channels(part)
 
