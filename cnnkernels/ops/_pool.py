@@ -36,33 +36,38 @@ def output_size(size, kernel: int, stride: int, padding: int, dilation: int, cei
     return out
 
 
-def arguments(kernel_size, stride, padding, dilation) -> tuple[list[int], ...]:
-    """kernel, stride, padding, dilation as checked pairs; stride defaults to the kernel."""
-    kernel = _args.pair(kernel_size, "kernel_size", 1)
+def arguments(kernel_size, stride, padding, dilation, prefix: str = "") -> tuple[list[int], ...]:
+    """kernel, stride, padding, dilation as checked pairs; stride defaults to the kernel. ``prefix`` is
+    that of the arguments' names."""
+    kernel = _args.pair(kernel_size, f"{prefix}kernel_size", 1)
     default = stride is None or (isinstance(stride, (tuple, list)) and len(stride) == 0)
-    stride = list(kernel) if default else _args.pair(stride, "stride", 1)
-    padding = _args.pair(padding, "padding", 0)
-    dilation = _args.pair(dilation, "dilation", 1)
+    stride = list(kernel) if default else _args.pair(stride, f"{prefix}stride", 1)
+    padding = _args.pair(padding, f"{prefix}padding", 0)
+    dilation = _args.pair(dilation, f"{prefix}dilation", 1)
     if any(pad > size // 2 for pad, size in zip(padding, kernel)):
         raise ValueError(
-            f"padding is {padding}; it must be at most half of kernel_size {kernel}, rounded down"
+            f"{prefix}padding is {padding}; it must be at most half of {prefix}kernel_size {kernel},"
+            " rounded down"
         )
     return kernel, stride, padding, dilation
 
 
-def out_shape(shape, kernel, stride, padding, dilation, ceil_mode: bool) -> list:
-    """[N, C, OH, OW] of an input [N, C, H, W]; ValueError when a window doesn't fit."""
+def out_shape(
+    shape, kernel, stride, padding, dilation, ceil_mode: bool, prefix: str = "", name: str = "input"
+) -> list:
+    """[N, C, OH, OW] of an input [N, C, H, W]; ValueError when a window doesn't fit. ``prefix`` is that
+    of the arguments' names, ``name`` the pooled tensor's."""
     *outer, h, w = shape
     if any(size == 0 for size in (shape[-3], h, w)):
-        raise ValueError(f"input has shape {list(shape)}; channels, height and width can't be 0")
+        raise ValueError(f"{name} has shape {list(shape)}; channels, height and width can't be 0")
     out = [
         output_size(size, *geometry, ceil_mode)
         for size, geometry in zip((h, w), zip(kernel, stride, padding, dilation))
     ]
     if any(size < 1 for size in out):
         raise ValueError(
-            f"input has shape {list(shape)}; the output would be {out[0]}x{out[1]}: kernel_size "
-            f"{kernel} with dilation {dilation} is larger than the input padded by {padding}"
+            f"{name} has shape {list(shape)}; the output would be {out[0]}x{out[1]}: {prefix}kernel_size"
+            f" {kernel} with {prefix}dilation {dilation} is larger than that padded by {padding}"
         )
     return [*outer, *out]
 

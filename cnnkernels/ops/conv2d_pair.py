@@ -64,7 +64,7 @@ def _fused_why_not(x, weight, residual, next_weight, bias, next_bias):
     return reason
 
 
-def _fused_slow(x, weight, residual, next_weight, bias, next_bias):
+def _fused_held_back(x, weight, residual, next_weight, bias, next_bias):
     if max(x.shape[1], next_weight.shape[0]) > FASTEST_CHANNELS:
         return f"from {2 * FASTEST_CHANNELS} channels on, the two ops are faster"
     return None
@@ -145,7 +145,7 @@ define(
     "conv2d_add_relu_conv2d_relu(Tensor input, Tensor weight, Tensor residual, Tensor next_weight,"
     " Tensor? bias=None, Tensor? next_bias=None) -> (Tensor, Tensor)",
     impls=[
-        Impl("triton", _fused, _fused_why_not, configs=_fused_configs, held_back=_fused_slow),
+        Impl("triton", _fused, _fused_why_not, configs=_fused_configs, held_back=_fused_held_back),
         Impl("reference", _chain, _args.always),
     ],
     fake=_fake,

@@ -6,42 +6,16 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import conv_flop_count
 
-from . import _args, _conv2d
+from . import _args, _conv2d, _pool
 from . import _conv2d_stem as stem
 from ._op import Impl, define
 from .conv2d import GEOMETRY, call
 from .relu_bias import masked
 
 
-def _pool(kernel_size, stride, padding, dilation) -> list[list[int]]:
-    """The four pairs, checked as torch.nn.functional.max_pool2d does."""
-    kernel = _args.pair(kernel_size, "pool_kernel_size", 1)
-    empty = stride is None or (isinstance(stride, (list, tuple)) and not len(stride))
-    stride = kernel if empty else _args.pair(stride, "pool_stride", 1)
-    padding = _args.pair(padding, "pool_padding", 0)
-    dilation = _args.pair(dilation, "pool_dilation", 1)
-    for pad, size in zip(padding, kernel):
-        if 2 * pad > size:
-            raise ValueError(
-                f"pool_padding is {padding}; it must be at most half of pool_kernel_size={kernel}"
-            )
-    return [kernel, stride, padding, dilation]
-
-
-def _pooled(shape, kernel, stride, padding, dilation, ceil_mode) -> list[int]:
-    sizes = []
-    for i, size in enumerate(shape[2:]):
-        span = size + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1
-        out = (span + (stride[i] - 1 if ceil_mode else 0)) // stride[i] + 1
-        if ceil_mode and (out - 1) * stride[i] >= size + padding[i]:
-            out -= 1  # a window must start inside the input or its left padding
-        if out < 1:
-            raise ValueError(
-                f"pool_kernel_size is {kernel} with pool_dilation={dilation}; it exceeds the"
-                f" convolution's output {list(shape[2:])} padded by {padding}"
-            )
-        sizes.append(out)
-    return [*shape[:2], *sizes]
+def _window(*pool) -> tuple[list[int], ...]:
+    """Kernel, stride, padding, dilation of the pooling arguments, checked."""
+    return _pool.arguments(*pool, prefix="pool_")
 
 
 def _chain(x, weight, bias, stride, padding, dilation, groups, *pool):
@@ -50,13 +24,13 @@ def _chain(x, weight, bias, stride, padding, dilation, groups, *pool):
     if x.shape[0] == 0:
         return _conv2d.empty(x, shape)
     y = torch.ops.cnnkernels.conv2d_relu(x, weight, bias, stride, padding, dilation, groups)
-    return torch.ops.cnnkernels.max_pool2d(y, *_pool(*pool[:-1]), pool[-1])
+    return torch.ops.cnnkernels.max_pool2d(y, *_window(*pool[:-1]), pool[-1])
 
 
 def _windows_why_not(x, weight, stride, padding, dilation, *pool) -> str | None:
     """Why these windows can't be taken in a convolution's epilogue."""
     *pairs, ceil_mode = pool
-    if _pool(*pairs) != [[2, 2], [2, 2], [0, 0], [1, 1]]:
+    if _window(*pairs) != ([2, 2], [2, 2], [0, 0], [1, 1]):
         return "the kernel pools 2x2 windows of stride 2, without padding"
     sizes = _conv2d.output_shape(x, weight, stride, padding, dilation)[2:]
     if ceil_mode and any(size % 2 for size in sizes):
@@ -66,7 +40,7 @@ def _windows_why_not(x, weight, stride, padding, dilation, *pool) -> str | None:
 
 def _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool) -> bool:
     """Whether a stem kernel pools in its epilogue: 3x3 windows of stride 2."""
-    kernel, step, (pad, pad_w), spread = _pool(*pool[:-1])
+    kernel, step, (pad, pad_w), spread = _window(*pool[:-1])
     if (kernel, step, spread, pad_w) != ([3, 3], [2, 2], [1, 1], pad):
         return False
     window = (int(pad), int(pool[-1]))
@@ -92,7 +66,9 @@ def _cuda_why_not(x, weight, bias, stride, padding, dilation, groups, *pool) -> 
 def _checked(x, weight, bias, stride, padding, dilation, groups, *pool) -> list[int]:
     """The output's shape, after every check."""
     shape = _conv2d.check(x, weight, bias, None, stride, padding, dilation, groups)
-    return _pooled(shape, *_pool(*pool[:-1]), pool[-1])
+    return _pool.out_shape(
+        shape, *_window(*pool[:-1]), pool[-1], prefix="pool_", name="the convolution's output"
+    )
 
 
 def _cuda(x, weight, bias, stride, padding, dilation, groups, *pool):
@@ -100,7 +76,7 @@ def _cuda(x, weight, bias, stride, padding, dilation, groups, *pool):
     if x.shape[0] == 0:
         return _conv2d.empty(x, shape)
     if _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool):
-        pad, ceil_mode = _pool(*pool[:-1])[2][0], pool[-1]
+        pad, ceil_mode = _window(*pool[:-1])[2][0], pool[-1]
         return torch.ops.cnnkernels._conv2d_stem_pool_cuda(
             _args.dense(x), weight, bias, list(stride), list(padding), True, pad, ceil_mode
         )
@@ -147,7 +123,7 @@ def _backward(ctx, grad):
     # The convolution's output is recomputed: the fused op exists so as not to keep it.
     x, weight, bias = ctx.saved_tensors
     stride, padding, dilation, groups, *pool, ceil_mode = ctx.geometry
-    pool = _pool(*pool)
+    pool = _window(*pool)
     y = torch.ops.cnnkernels.conv2d_relu(x, weight, bias, stride, padding, dilation, groups)
     _, indices = torch.ops.aten.max_pool2d_with_indices(y, *pool, ceil_mode)
     grad = torch.ops.aten.max_pool2d_with_indices_backward(grad, y, *pool, ceil_mode, indices)
@@ -196,6 +172,6 @@ def conv2d_relu_max_pool2d(
     Arguments as for :func:`conv2d` and :func:`torch.nn.functional.max_pool2d`. For training only
     the inputs are kept and the convolution is computed again in the backward pass.
     """
-    pool = _pool(pool_kernel_size, pool_stride, pool_padding, pool_dilation)
+    pool = _window(pool_kernel_size, pool_stride, pool_padding, pool_dilation)
     op = torch.ops.cnnkernels.conv2d_relu_max_pool2d
     return call(op, input, weight, bias, stride, padding, dilation, groups, pool=(*pool, ceil_mode))

@@ -22,7 +22,7 @@ class Plan:
     captured: the graph before the rewrites, for the proof.
     """
 
-    def __init__(self, model: nn.Module, args, kwargs, *, dtype, layout, graph, optional=None):
+    def __init__(self, model: nn.Module, args, kwargs, *, dtype, layout, graph, optional=()):
         found: Captured = capture(model, args, kwargs, dtype)
         self.in_spec, self.out_spec = found.in_spec, found.out_spec
         self.dynamic_batch = found.dynamic_batch

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+# Off unless asked for: on a CPU they gain nothing (docs/optimize.md), and no GPU has run the kernels
+# behind them in these forms yet.
 OPTIONAL = {
     "merge": "convolutions of one input with one geometry become one",
     "concat": "branches are written into the tensor that concatenates them",
     "projection": "a projection shortcut is more terms of the block's last convolution",
 }
-# On a GPU none: no GPU has run the kernels behind them in these forms yet. On a CPU those that were
-# measured to be faster; its convolutions can't take a projection along.
-DEFAULT = {"cpu": frozenset({"merge", "concat"}), "cuda": frozenset()}
 
 
 def all_passes():
@@ -38,12 +37,12 @@ def all_passes():
     ]  # fmt: skip
 
 
-def apply(net, optional: Collection[str] | None = None) -> None:
-    """Run the passes over ``net``, of the optional ones those named (None: the device's default),
-    and note in its report what is left to PyTorch."""
+def apply(net, optional: Collection[str] = ()) -> None:
+    """Run the passes over ``net``, of the optional ones those named, and note in its report what is
+    left to PyTorch."""
     from . import left
 
-    net.optional = DEFAULT[net.device.type] if optional is None else frozenset(optional)
+    net.optional = frozenset(optional)
     for one in all_passes():
         one.run(net)
         net.clean()
