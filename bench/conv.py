@@ -12,11 +12,10 @@ from torch.nn import functional as F
 
 import cnnkernels
 
-from .. import _lib
-from ..ops import OPS, _conv2d
+from ..ops import OPS
 from ..testing import timing
 from . import engines
-from .case import Candidate, Case, dtype_of, random_tensor
+from .case import Candidate, Case, dtype_of, precision, random_tensor
 from .layers import LAYERS, ConvLayer
 from .ops import backends_of, explained
 from .ratios import BEST_OWN
@@ -107,17 +106,12 @@ def one_config(op: str, backend: str, config: dict, layer: ConvLayer) -> Candida
 
 def configs_of(op: str, backend: str, layer: ConvLayer, dtype: str, inputs) -> list[dict]:
     """Every config that a backend has for a layer's inputs (x, [z], w, b); empty without any."""
-    x, *_, w, _b = inputs
-    if backend == "triton":
-        problem = _conv2d.problem(x, w, *_geometry(layer), op == "conv2d_add_relu")
-        return list(_conv2d.triton_configs(problem, x.device, dtype == "tf32"))
-    if backend == "cuda" and _lib.plan is not None:
-        plans = _lib.plan.conv_plans(
-            list(x.shape), list(w.shape), *_geometry(layer),
-            str(dtype_of(dtype)).removeprefix("torch."), op == "conv2d_add_relu",
-        )  # fmt: skip
-        return [{"instance": plan["instance"]} for plan in plans if plan["why_not"] is None]
-    return []
+    configs = OPS[op].impls[backend].configs
+    if configs is None:
+        return []
+    x, *rest, w, b = inputs
+    with precision(dtype):
+        return configs(x, w, *rest, b, *_geometry(layer))
 
 
 def fastest(candidates: dict[str, Candidate], inputs, device: torch.device) -> str:
