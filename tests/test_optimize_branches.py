@@ -246,3 +246,40 @@ def test_a_sum_that_is_no_projection_stays():
 
     fast = cnnkernels.optimize(model_of(Sums), torch.randn(X))
     assert not [why for _, why in fast.report.left if projection.KIND in why]
+
+
+def test_layers_that_pool_are_packed_convolutions_on_a_cpu():
+    """conv2d_relu_max_pool2d has no CPU kernel of its own; its convolution is packed, its ReLU pooled along."""
+    model = nn.Sequential(
+        cnnkernels.nn.Conv2dReLUMaxPool2d(3, 8, 3, padding=1, pool_kernel_size=3, pool_stride=2),
+        cnnkernels.nn.Conv2dReLU(8, 8, 3, groups=2), cnnkernels.nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(200, 2048),
+    ).eval()  # fmt: skip
+    fast = cnnkernels.optimize(model, torch.randn(2, 3, 26, 26))
+    names = [n.target._opname for n in fast.plan.net.graph.nodes if n.op == "call_function"
+             and n.target.namespace == "cnnkernels"]  # fmt: skip
+    assert names == ["conv2d", "relu_max_pool2d"] * 2
+    assert [choice for _, choice in fast.report.choices if choice.startswith("linear")]
+    assert sum(t.is_mkldnn for t in fast.plan.program.tensors.values()) == 3
+    x = torch.randn(5, 3, 26, 26)
+    with torch.backends.mkldnn.flags(enabled=False):  # a new shape, chosen without oneDNN
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    x[3, 1, 20, 3] = float("nan")
+    torch.testing.assert_close(fast(x[3:]), model(x[3:]), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_a_weight_that_others_read_stays_as_it_is():
+    class Regularised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            return self.conv(x), x.mean() * self.conv.weight
+
+    model = Regularised().eval()
+    fast = cnnkernels.optimize(model, torch.randn(1, 3, 9, 9))
+    assert not any(t.is_mkldnn for t in fast.plan.program.tensors.values())
+    x = torch.randn(1, 3, 9, 9)
+    for value, expected in zip(fast(x), model(x)):
+        torch.testing.assert_close(value, expected)

@@ -1,54 +1,88 @@
-"""oneDNN's convolution on weights in its own blocked layout, so that no call lays them out again."""
+"""oneDNN's convolution and matrix product on weights in its own blocked layout, so that no call lays them
+out again. A packed weight takes the plain one's place: it is a tensor of layout torch._mkldnn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from .net import ours
+from .net import Net, aten, ours
 
+LINEAR = aten.linear.default
 _WITH_RESIDUAL = (ours.conv2d_add.default, ours.conv2d_add_relu.default)
 _WITH_RELU = (ours.conv2d_relu.default, ours.conv2d_add_relu.default)
+CONVOLUTIONS = (ours.conv2d.default, ours.conv2d_relu.default, *_WITH_RESIDUAL)
+# Smaller matrices lie in the caches, where oneDNN's call costs more than it saves.
+LINEAR_ELEMENTS = 2**18
 
 
-def packed(cache: dict, node, args: tuple):
-    """The node's convolution with its weight packed, taking the op's arguments; None where torch
-    has no such function for them."""
-    residual = node.target in _WITH_RESIDUAL
-    if residual:
-        x, weight, _z, _bias, stride, padding, dilation, groups = args
-    elif len(args) == 7:
-        x, weight, _bias, stride, padding, dilation, groups = args
-    else:
+def weights(net: Net) -> dict[str, list[str]]:
+    """The weights that may be packed, as only convolutions and matrix products read them, as their
+    weight: name → all names of that tensor."""
+    if net.device.type != "cpu":
+        return {}
+    attrs = [n for n in net.graph.nodes if n.op == "get_attr"]
+
+    def fits(attr) -> bool:
+        return all(
+            user.target in (LINEAR, *CONVOLUTIONS)
+            and [i for i, a in enumerate(user.args) if a is attr] == [1]
+            and not user.kwargs
+            for user in attr.users
+        )
+
+    tensors: dict[int, list[str]] = {}
+    for name in {n.target for n in attrs} - {n.target for n in attrs if not fits(n)}:
+        tensors.setdefault(id(net.tensors[name]), []).append(name)
+    return {name: names for names in tensors.values() for name in names}
+
+
+def linear(x, weight) -> Callable | None:
+    """The matrix product on a packed weight, or None where torch's own serves."""
+    known = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if not known or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return None
-    if x.shape[0] == 0 or node.args[1].op != "get_attr":
+    if x.dtype != torch.float32 or weight.numel() < LINEAR_ELEMENTS or not x.numel():
         return None
-    if residual and x.dtype != torch.float32 and groups != 1:
+    product = torch.ops.mkldnn._linear_pointwise.default
+
+    def run(x, weight, bias=None):
+        return product(x, weight, bias, "none", [], "")
+
+    return run
+
+
+def pack_linear(weight) -> torch.Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
+def convolution(target, args: tuple) -> Callable | None:
+    """The convolution ``target`` on a packed weight; None where torch has no such function for
+    arguments like these."""
+    residual = target in _WITH_RESIDUAL
+    x, groups = args[0], args[-1]
+    if x.shape[0] == 0 or (residual and x.dtype != torch.float32 and groups != 1):
         return None
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         return None
-    if node.args[1] not in cache:
-        cache[node.args[1]] = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, padding, stride, dilation, groups, x.shape
-        )
-    weight = cache[node.args[1]]
-    relu = node.target in _WITH_RELU
     convolve = torch.ops.mkldnn._convolution_pointwise.default
     binary = torch.ops.mkldnn._convolution_pointwise.binary
 
     # oneDNN's own ReLU turns NaN into 0, so it is not used.
     if not residual:
 
-        def plain(x, _weight, bias, stride, padding, dilation, groups):
+        def plain(x, weight, bias, stride, padding, dilation, groups):
             return convolve(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
 
     else:
 
-        def plain(x, _weight, z, bias, stride, padding, dilation, groups):
+        def plain(x, weight, z, bias, stride, padding, dilation, groups):
             return binary(
                 x, z, weight, bias, padding, stride, dilation, groups, "add", 1.0, None, [], ""
             )
 
-    if not relu:
+    if target not in _WITH_RELU:
         return plain
 
     def run(*args):
@@ -56,3 +90,10 @@ def packed(cache: dict, node, args: tuple):
 
     run.before_relu = plain
     return run
+
+
+def pack_convolution(weight, args: tuple) -> torch.Tensor:
+    x, (stride, padding, dilation, groups) = args[0], args[-4:]
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        weight, padding, stride, dilation, groups, x.shape
+    )

@@ -80,6 +80,9 @@ class Plan:
         self.captured = None
         self.net.masters = {}
         self.net.tensors = self.program.tensors
+        for node in self.net.graph.nodes:
+            if node.op == "get_attr":  # the plain weight; the program may hold it packed
+                node.meta["val"] = node.meta["val"].to("meta")
 
     def describe(self) -> None:
         """Fill in the report's facts about the plan."""

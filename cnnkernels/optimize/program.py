@@ -13,10 +13,7 @@ from ..ops._op import OPS, use
 from . import concat, onednn, slices
 from .net import Net, ours
 
-CONVOLUTIONS = tuple(
-    getattr(ours, name).default
-    for name in ("conv2d", "conv2d_relu", "conv2d_add", "conv2d_add_relu", "conv2d_relu_max_pool2d")
-)
+CONVOLUTIONS = (*onednn.CONVOLUTIONS, ours.conv2d_relu_max_pool2d.default)
 
 
 class Program:
@@ -25,7 +22,7 @@ class Program:
     def __init__(self, net: Net, channels_last: bool):
         self.net, self.channels_last = net, channels_last
         self.tensors = dict(net.tensors)
-        self.packed: dict = {}  # oneDNN's own weight layout, by node
+        self.packable = onednn.weights(net)  # name → the names that share its tensor
         self.choices: list[tuple[str, str]] = []
         self.places = concat.Places(net)
         laid_out: dict = {}  # by tensor: a weight under two names is laid out once
@@ -58,35 +55,44 @@ class Program:
         last_use = _last_uses(self.net.graph)
         self.choices = []
         inputs = iter(flat)
+
+        def value(node):  # a weight is looked up when it is read: packing puts another in its place
+            return self.tensors[node.target] if node.op == "get_attr" else env[node]
+
         for node in self.net.graph.nodes:
             if node.op == "placeholder":
                 env[node] = next(inputs)
             elif node.op == "get_attr":
-                env[node] = self.tensors[node.target]
+                continue
             elif node.op == "output":
-                return [env[a] if isinstance(a, fx.Node) else a for a in node.args[0]], steps
+                return [value(a) if isinstance(a, fx.Node) else a for a in node.args[0]], steps
             else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-                if _is_ours(
-                    node
-                ):  # implementations take every argument: torch.export drops defaults
-                    args = (*args, *OPS[node.target._opname]._defaults[len(args) :])
-                steps[node] = self._resolve(node, args)
+                # Implementations take every argument: torch.export drops defaults.
+                defaults = OPS[node.target._opname]._defaults if _is_ours(node) else ()
+                steps[node] = self._resolve(node, _values(node, value, defaults)[0])
+                args, kwargs = _values(node, value, defaults)
                 env[node] = steps[node](*args, **kwargs)
                 if node in self.places.owners:
                     steps[node] = self._buffer(env[node])
             if see is not None:
                 see(node, env[node])
             for dead in last_use.get(node, ()):
-                del env[dead]
+                env.pop(dead, None)
         raise AssertionError("a graph ends with its output")
 
     def _resolve(self, node: fx.Node, args: tuple) -> Callable:
         """The function for one call, given its arguments."""
-        op = OPS.get(node.target._opname) if _is_ours(node) else None
-        if op is None:
+        layers = " + ".join(node.meta.get("layers", ()))
+        if node.target == onednn.LINEAR:
+            fn = onednn.linear(*args[:2]) if self._packable(node) else None
+            if fn is None:
+                return _unpacking(node.target) if _is_packed(args) else node.target
+            self._pack(node, onednn.pack_linear, args[1])
+            self.choices.append((layers, "linear: cpu"))
+            return fn
+        if not _is_ours(node):
             return node.target
-        args = (*args, *op._defaults[len(args) :])
+        op = OPS[node.target._opname]
         with use(node.meta["prefer"]) if "prefer" in node.meta else contextlib.nullcontext():
             impl, decision = op.choose(args)
         if decision.chosen == "triton" and args[0].device.type == "cpu":
@@ -97,14 +103,31 @@ class Program:
         # The measured table compares convolutions as a single call makes them, weights laid out each
         # time; packed beforehand, oneDNN's is the faster one.
         measured = chosen == "reference" and decision.source.startswith("measured")
-        if node.target in CONVOLUTIONS and (chosen == "cpu" or (measured and _packable(op, args))):
-            packed = onednn.packed(self.packed, node, args)
-            chosen, fn = ("cpu", packed) if packed else (chosen, fn)
+        packed = None
+        if self._packable(node) and (chosen == "cpu" or (measured and _takes_cpu(op, args))):
+            packed = onednn.convolution(node.target, args)
+        if packed is not None:
+            self._pack(node, onednn.pack_convolution, args[1], args)
+            chosen, fn = "cpu", packed
+        elif _is_packed(args):  # by another call that reads the same weight, or in another shape
+            fn = _unpacking(fn)
         elif node in self.places.slices and self.places.aligned(node):
             fn = functools.partial(fn)  # an object of its own, to carry the other form
             fn.into = slices.into(node.target, chosen, decision.config, args)
-        self.choices.append((" + ".join(node.meta.get("layers", ())), f"{op.name}: {chosen}"))
+        self.choices.append((layers, f"{op.name}: {chosen}"))
         return fn
+
+    def _packable(self, node: fx.Node) -> bool:
+        """Whether the node is a convolution or matrix product whose weight may be packed."""
+        if node.target not in (onednn.LINEAR, *onednn.CONVOLUTIONS):
+            return False
+        return node.args[1].op == "get_attr" and node.args[1].target in self.packable
+
+    def _pack(self, node: fx.Node, pack: Callable, weight: torch.Tensor, *args) -> None:
+        """Put the packed weight in the plain one's place, once."""
+        if not weight.is_mkldnn:
+            names = self.packable[node.args[1].target]
+            self.tensors.update(dict.fromkeys(names, pack(weight, *args)))
 
     def _buffer(self, value: torch.Tensor) -> Callable:
         """Makes an uninitialised tensor like a concatenation's result."""
@@ -199,5 +222,22 @@ def _last_uses(graph: fx.Graph) -> dict:
     return result
 
 
-def _packable(op, args: tuple) -> bool:
+def _takes_cpu(op, args: tuple) -> bool:
     return "cpu" in op.impls and op.impls["cpu"].why_not(*args) is None
+
+
+def _is_packed(args: tuple) -> bool:
+    return len(args) > 1 and isinstance(args[1], torch.Tensor) and args[1].is_mkldnn
+
+
+def _unpacking(fn: Callable) -> Callable:
+    def run(x, weight, *args, **kwargs):
+        return fn(x, weight.to_dense(), *args, **kwargs)
+
+    return run
+
+
+def _values(node: fx.Node, value: Callable, defaults: tuple) -> tuple[tuple, dict]:
+    """The node's arguments and keyword arguments as values."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+    return (*args, *defaults[len(args) :]), kwargs
