@@ -283,3 +283,13 @@ def test_a_weight_that_others_read_stays_as_it_is():
     x = torch.randn(1, 3, 9, 9)
     for value, expected in zip(fast(x), model(x)):
         torch.testing.assert_close(value, expected)
+
+
+def test_matrix_products_in_bfloat16_are_packed_where_the_processor_has_them():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(300, 1024), nn.ReLU(), nn.Linear(1024, 7)).eval()
+    x = torch.randn(2, 3, 10, 10)
+    fast = cnnkernels.optimize(model, x, dtype=torch.bfloat16)
+    packed = [t.shape for t in fast.plan.program.tensors.values() if t.is_mkldnn]
+    known = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert packed == ([(1024, 300)] if known else [])  # the small one lies in the caches
+    torch.testing.assert_close(fast(x).float(), model(x), rtol=3e-2, atol=3e-2)

@@ -43,7 +43,10 @@ def linear(x, weight) -> Callable | None:
     known = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if not known or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return None
-    if x.dtype != torch.float32 or weight.numel() < LINEAR_ELEMENTS or not x.numel():
+    bf16 = x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not (x.dtype == torch.float32 or bf16):
+        return None
+    if weight.numel() < LINEAR_ELEMENTS or not x.numel():
         return None
     product = torch.ops.mkldnn._linear_pointwise.default
 
