@@ -46,9 +46,9 @@ __global__ void __launch_bounds__(kThreads) max_pool2d_nchw_backward_s1_kernel(c
   const int64_t windows = a.planes * a.oh * a.ow;
   const T* dy_first = static_cast<const T*>(a.dy);
   const T* dy =
-      tile_load<kThreads>(shared, dy_first + window0, count, dy_first, dy_first + windows);
-  const uint8_t* offsets = tile_load<kThreads>(shared + a.offsets_at, a.offsets + window0, count,
-                                               a.offsets, a.offsets + windows);
+      tile_load(shared, dy_first + window0, count, dy_first, dy_first + windows, kThreads);
+  const uint8_t* offsets = tile_load(shared + a.offsets_at, a.offsets + window0, count, a.offsets,
+                                     a.offsets + windows, kThreads);
   T* dx = static_cast<T*>(a.dx) + (plane0 * a.h + h_lo) * a.w;
   T* dx_tile = tile_start(shared + a.dx_at, dx);
   copy_async_commit();
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) max_pool2d_nchw_backward_s1_kernel(c
     }
   }
   __syncthreads();
-  tile_store<kThreads>(dx, dx_tile, planes * rows * a.w);
+  tile_store(dx, dx_tile, planes * rows * a.w, kThreads);
 }
 
 }  // namespace

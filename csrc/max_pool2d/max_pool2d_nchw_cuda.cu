@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kThreads, S == 1 ? 9 : 10) max_pool2d_nchw_ker
   const int64_t out = (plane0 * a.oh + oh0) * a.ow;
   T* y = static_cast<T*>(a.y) + out;
   const T* x_first = static_cast<const T*>(a.x);
-  const Raw* in = reinterpret_cast<const Raw*>(tile_load<kThreads>(
-      shared, x, planes * (h_hi - h_lo) * a.w, x_first, x_first + a.planes * a.h * a.w));
+  const Raw* in = reinterpret_cast<const Raw*>(tile_load(
+      shared, x, planes * (h_hi - h_lo) * a.w, x_first, x_first + a.planes * a.h * a.w, kThreads));
   T* y_tile = tile_start(shared + a.y_at, y);
   Raw* y_raw = reinterpret_cast<Raw*>(y_tile);
   uint8_t* offset_tile = kOffsets ? tile_start(shared + a.offsets_at, a.offsets + out) : nullptr;
@@ -139,8 +139,8 @@ __global__ void __launch_bounds__(kThreads, S == 1 ? 9 : 10) max_pool2d_nchw_ker
     }
   }
   __syncthreads();
-  tile_store<kThreads>(y, y_tile, planes * rows * a.ow);
-  if (kOffsets) tile_store<kThreads>(a.offsets + out, offset_tile, planes * rows * a.ow);
+  tile_store(y, y_tile, planes * rows * a.ow, kThreads);
+  if (kOffsets) tile_store(a.offsets + out, offset_tile, planes * rows * a.ow, kThreads);
 }
 
 template <class T, int K, int S, int TH, bool kOffsets>
