@@ -26,6 +26,12 @@ struct Words<float> {
   __device__ static uint32_t equal_mask(uint32_t a, uint32_t b) {
     return __uint_as_float(a) == __uint_as_float(b) ? ~0u : 0u;
   }
+  __device__ static uint32_t add(uint32_t a, uint32_t b) {
+    return __float_as_uint(__uint_as_float(a) + __uint_as_float(b));
+  }
+  __device__ static uint32_t where(uint32_t w, uint32_t positions, uint32_t position) {
+    return positions == position ? w : 0u;
+  }
   __device__ static bool has_nan(uint32_t a) { return (a & 0x7fffffffu) > 0x7f800000u; }
   __device__ static float element(uint32_t w, int) { return __uint_as_float(w); }
   __device__ static uint32_t pack(const float* f) { return __float_as_uint(f[0]); }
@@ -43,6 +49,16 @@ struct PairWords {
   }
   __device__ static uint32_t equal_mask(uint32_t a, uint32_t b) {
     return __heq2_mask(pair(a), pair(b));
+  }
+  // Rounded once, as a sum in fp32 rounded to 16 bits is: 24 bits are 2 more than twice 11.
+  __device__ static uint32_t add(uint32_t a, uint32_t b) {
+    const Pair sum = __hadd2_rn(pair(a), pair(b));
+    return *reinterpret_cast<const uint32_t*>(&sum);
+  }
+  // w's elements whose position (16 bits each) is this one, 0 for the others. Positions are
+  // compared as what they are in fp16: small subnormal numbers.
+  __device__ static uint32_t where(uint32_t w, uint32_t positions, uint32_t position) {
+    return w & PairWords<__half2>::equal_mask(positions, position * kPosition);
   }
 };
 

@@ -42,7 +42,6 @@ cudaError_t launch_max_pool2d_nchw(const MaxPoolParams& params, cudaStream_t str
 cudaError_t launch_max_pool2d_any(const MaxPoolParams& params, bool vectors, cudaStream_t stream);
 cudaError_t launch_max_pool2d_backward_nhwc(const MaxPoolBackwardParams& params, cudaStream_t);
 cudaError_t launch_max_pool2d_backward_nchw(const MaxPoolBackwardParams& params, cudaStream_t);
-cudaError_t launch_max_pool2d_backward_nchw_s1(const MaxPoolBackwardParams& params, cudaStream_t);
 cudaError_t launch_max_pool2d_backward_any(const MaxPoolBackwardParams& params, cudaStream_t);
 
 }  // namespace cnnkernels

@@ -32,9 +32,7 @@ cudaError_t launch_max_pool2d_backward(const MaxPoolBackwardParams& p, cudaStrea
   const bool vectors = has_vectors(s, p.dtype, p.dy, p.dx, p.offsets);
   switch (plan::choose_pool_kernel(s, p.layout, vectors)) {
     case plan::PoolKernel::vector: return launch_max_pool2d_backward_nhwc(p, stream);
-    case plan::PoolKernel::planes:
-      return s.stride_h == 1 ? launch_max_pool2d_backward_nchw_s1(p, stream)
-                             : launch_max_pool2d_backward_nchw(p, stream);
+    case plan::PoolKernel::planes: return launch_max_pool2d_backward_nchw(p, stream);
     default: return launch_max_pool2d_backward_any(p, stream);
   }
 }

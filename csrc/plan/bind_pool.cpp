@@ -93,5 +93,6 @@ void bind_pool(py::module_& m) {
       py::arg("plane_bytes"), py::arg("units"), py::arg("unit_bytes"), py::arg("planes"),
       "(planes, rows, bands) of a block of the NCHW pool kernels.");
   m.def("pool_strip_rows", &cnnkernels::plan::strip_rows, py::arg("rows"), py::arg("columns"),
-        py::arg("threads"), "Rows per item of the NCHW 3x3/1 backward kernel.");
+        py::arg("threads"), py::arg("lead"), py::arg("step"),
+        "Rows per item of the NCHW pool kernels.");
 }

@@ -92,14 +92,15 @@ inline PlaneTile plane_tile(int64_t plane_bytes, int units, int64_t unit_bytes, 
   return t;
 }
 
-// Rows per item of a block that walks down columns in steps of 3, after 2 rows of run-in: the
-// length that keeps its threads busiest. `columns` items stand side by side.
-inline int strip_rows(int rows, int64_t columns, int threads) {
+// Rows per item of a block that walks down columns in steps of `step` rows, after `lead` rows of
+// run-in: the length that keeps its threads busiest. `columns` items stand side by side.
+inline int strip_rows(int rows, int64_t columns, int threads, int lead, int step) {
   int best = rows;
   int64_t best_steps = INT64_MAX;
-  for (int strip = 4; strip < rows + 3; strip += 3) {  // strip + 2 is a multiple of 3
+  const int least = std::max(4, 2 * step - lead);  // strip + lead is a multiple of step
+  for (int strip = least - (least + lead) % step; strip < rows + step; strip += step) {
     const int64_t items = columns * ((rows + strip - 1) / strip);
-    const int64_t steps = (items + threads - 1) / threads * (strip + 2);
+    const int64_t steps = (items + threads - 1) / threads * (strip + lead);
     if (steps < best_steps) best_steps = steps, best = strip;
   }
   return std::max(best, 1);

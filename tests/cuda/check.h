@@ -91,13 +91,6 @@ std::vector<float> random_values(size_t count, unsigned seed, bool special = fal
   return v;
 }
 
-// Every order of summing them gives the same, in every type.
-inline std::vector<float> random_integers(size_t count, unsigned seed) {
-  auto v = random_values<float>(count, seed);
-  for (float& x : v) x = std::round(4 * x);
-  return v;
-}
-
 // Device memory of `count` elements that starts `offset` elements after a 16-byte boundary, filled
 // with a sentinel, between guard zones of it.
 template <class T>

@@ -51,9 +51,10 @@ void each_window(const PoolShape& s, Layout layout, Fn fn) {
         for (int ow = 0; ow < s.ow; ++ow) fn(out(n, c, oh, ow), n, c, oh, ow);
 }
 
-std::vector<double> pool_gradient(const PoolShape& s, Layout layout,
-                                  const std::vector<float>& offsets, const std::vector<float>& dy) {
-  std::vector<double> dx(s.n * s.c * s.h * s.w, 0.0);
+// Sums in fp32 in the order oh, ow, as every kernel does.
+std::vector<float> pool_gradient(const PoolShape& s, Layout layout,
+                                 const std::vector<float>& offsets, const std::vector<float>& dy) {
+  std::vector<float> dx(s.n * s.c * s.h * s.w, 0.f);
   const Index in{s.c, s.h, s.w, layout};
   each_window(s, layout, [&](size_t i, int64_t n, int64_t c, int oh, int ow) {
     const int position = static_cast<int>(offsets[i]);
@@ -98,7 +99,7 @@ void check_pool(const PoolShape& s, Layout layout, size_t offset, bool relu) {
   expect(values_ok, "pool values", s.kernel_h * 10 + s.stride_h, s.c, s.w);
   expect(positions_ok, "pool offsets", s.kernel_h * 10 + s.stride_h, s.c, s.w);
 
-  const auto dy = random_integers(outputs, 7);
+  const auto dy = random_values<T>(outputs, 7);
   const auto expected = pool_gradient(s, layout, positions, dy);
   Buffer<T> dy_device(dy, offset), dx(inputs, offset);
   cuda_ok(launch_max_pool2d_backward(
@@ -106,7 +107,8 @@ void check_pool(const PoolShape& s, Layout layout, size_t offset, bool relu) {
           "max_pool2d_backward");
   const auto got_dx = dx.read("pool dx guard");
   bool gradient_ok = true;
-  for (size_t i = 0; i < inputs; ++i) gradient_ok = gradient_ok && got_dx[i] == expected[i];
+  for (size_t i = 0; i < inputs; ++i)
+    gradient_ok = gradient_ok && got_dx[i] == widen(Element<T>::from(expected[i]));
   expect(gradient_ok, "pool gradient", s.kernel_h * 10 + s.stride_h, s.c, s.w);
 }
 
@@ -193,7 +195,7 @@ void check_lrn_pool(int64_t c, int h, int w, int pad, bool ceil_mode, bool with_
   LrnShape lrn;
   lrn.n = 2, lrn.c = c, lrn.pixels = int64_t{h} * w, lrn.relu = true, lrn.alpha = 0.2;
   const size_t inputs = s.n * c * h * w, outputs = s.n * c * s.oh * s.ow;
-  const auto x = random_values<T>(inputs, 21), dy = random_integers(outputs, 22);
+  const auto x = random_values<T>(inputs, 21), dy = random_values<T>(outputs, 22);
   const auto bias = random_values<T>(c, 23);
   Buffer<T> x_device(x), dy_device(dy), bias_device(bias), middle(inputs), dx(inputs);
   Buffer<T> y(outputs), y_alone(outputs), y_two(outputs);

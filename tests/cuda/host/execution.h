@@ -236,3 +236,11 @@ uint32_t __heq2_mask(Pair a, Pair b) {
   return (to_single(a.x) == to_single(b.x) ? 0xffffu : 0u) |
          (to_single(a.y) == to_single(b.y) ? 0xffff0000u : 0u);
 }
+inline __half2 __hadd2_rn(__half2 a, __half2 b) {
+  return {__float2half_rn(to_single(a.x) + to_single(b.x)),
+          __float2half_rn(to_single(a.y) + to_single(b.y))};
+}
+inline __nv_bfloat162 __hadd2_rn(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return {__float2bfloat16_rn(to_single(a.x) + to_single(b.x)),
+          __float2bfloat16_rn(to_single(a.y) + to_single(b.y))};
+}
