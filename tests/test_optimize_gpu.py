@@ -93,7 +93,7 @@ class Projection(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("passes", [["merge"], ["concat"], ["projection"], [*OPTIONAL]])
+@pytest.mark.parametrize("passes", [["merge"], ["concat"], ["projection"], ["pair"], [*OPTIONAL]])
 def test_optional_passes_are_equal(dtype, passes):
     parts = Inception(64), Inception(256), Projection(256, 2), Projection(256, 1)
     model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), *parts).eval().cuda()

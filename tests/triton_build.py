@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
@@ -44,13 +49,17 @@ LAYERS = [
 ]
 
 
-def build(fn, signature: dict, constants: dict, capability: int, **options) -> dict:
-    """Compile one @triton.jit function; pointers and strides are taken to be aligned to 16."""
+def build(
+    fn, signature: dict, constants: dict, capability: int, numbers: dict | None = None, **options
+) -> dict:
+    """Compile one @triton.jit function as a launch with these numbers would: a 1 is a constant,
+    multiples of 16 and pointers are known to be so."""
+    numbers = numbers or {}
+    constants = constants | {n: 1 for n, value in numbers.items() if value == 1}
     types = {n: "constexpr" if n in constants else signature.get(n, "i32") for n in fn.arg_names}
-    strides = {"xn", "xh", "xw", "wk", "wr", "ws", "rn", "rp", "rq", "on", "op", "oq"}
     aligned = [
         i for i, n in enumerate(fn.arg_names)
-        if types[n][0] == "*" or (n in strides and n not in constants)
+        if types[n][0] == "*" or (n not in constants and numbers.get(n, 1) % 16 == 0)
     ]  # fmt: skip
     source = ASTSource(
         fn, types, constexprs=constants, attrs={(i,): [["tt.divisibility", 16]] for i in aligned}
@@ -63,8 +72,21 @@ def build(fn, signature: dict, constants: dict, capability: int, **options) -> d
         "tma_loads": ptx.count("cp.async.bulk.tensor") - ptx.count(".global.shared::cta"),
         "tma_stores": ptx.count(".global.shared::cta"), "async_loads": ptx.count("cp.async.cg"),
         "dots_from_registers": kernel.asm["ttgir"].count("ttg.dot_op"),
-        "spills": ptx.count(".local"),
+        # A load that the pipeline leaves out makes and destroys its barrier where it waits.
+        "waits": kernel.asm["ttgir"].split("scf.for")[-1].count("ttng.init_barrier"),
+        **resources(kernel.asm["cubin"]),
     }  # fmt: skip
+
+
+def resources(cubin: bytes) -> dict:
+    """What ptxas gave a thread: registers, and bytes of local memory, where spills go."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.check_output([tool, "-res-usage", file.name], text=True)
+    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", text).groups()
+    return {"registers": int(registers), "spills": int(stack) + int(local)}
 
 
 def pointers(dtype: str) -> dict:
@@ -100,23 +122,39 @@ def descriptor(conv: space.Conv, config: dict, capability: int, dtype: str = "bf
     return built | {"config": config, "layer": [conv.n, conv.c, conv.h, conv.k, conv.r]}
 
 
-def pointer(conv: space.Conv, config: dict, capability: int, dtype: str, nchw: bool) -> dict:
+def pointer(conv: space.Conv, config: dict, capability: int, dtype: str) -> dict:
     """The kernel as conv2d_pointer() launches it for this layer and config."""
+    nchw = not conv.nhwc
     constants = {
         "CG": conv.c // conv.groups, "R": conv.r, "S": conv.s, "STRIDE_H": conv.stride[0],
         "STRIDE_W": conv.stride[1], "PAD_H": conv.padding[0], "PAD_W": conv.padding[1],
         "DIL_H": 1, "DIL_W": 1, "HAS_BIAS": True, "HAS_RES": conv.residual, "RELU": True,
         "POOL": conv.pool, "PRECISION": "ieee", "FLAT": config["flat"], "NCHW": nchw, "WIDE": False,
-        "ALIGN": 1 if nchw else 8, "BM": config["block_m"], "BN": config["block_n"],
+        "ALIGN": 1 if nchw or conv.c % 8 else 8, "BM": config["block_m"], "BN": config["block_n"],
         "BK": config["block_k"],
     }  # fmt: skip
-    ones = ("xw", "ws", "oq", "rq") if nchw else ("xc", "wc", "ok", "rk")
+    p, q = (conv.p // 2, conv.q // 2) if conv.pool else (conv.p, conv.q)
+    sizes = (conv.n, conv.h, conv.w, p, q, conv.k // conv.groups)
+    numbers = dict(zip(("N", "H", "W", "P", "Q", "KG"), sizes))
+    for axes, shape in (
+        ("xn xc xh xw", (conv.n, conv.c, conv.h, conv.w)),
+        ("wk wc wr ws", (conv.k, conv.c // conv.groups, conv.r, conv.s)),
+        ("rn rk rp rq", (conv.n, conv.k, p, q)), ("on ok op oq", (conv.n, conv.k, p, q)),
+    ):  # fmt: skip
+        layout = torch.contiguous_format if nchw else torch.channels_last
+        strides = torch.empty(shape, device="meta", memory_format=layout).stride()
+        numbers |= zip(axes.split(), strides)
     options = {name: config[name] for name in ("num_warps", "num_stages")}
     built = build(
-        conv2d_pointer.conv2d_pointer_kernel, pointers(dtype),
-        constants | dict.fromkeys(ones, 1), capability, **options,
+        conv2d_pointer.conv2d_pointer_kernel, pointers(dtype), constants, capability, numbers,
+        **options,
     )  # fmt: skip
-    return built | {"config": config, "nchw": nchw, "dtype": dtype}
+    return built | {
+        "config": config,
+        "nchw": nchw,
+        "dtype": dtype,
+        "layer": [conv.c, conv.k, conv.r],
+    }
 
 
 def layers():
@@ -149,32 +187,44 @@ def pointer_kernels(capability: int, every: bool):
     for number, conv in enumerate(layers()):
         if number not in (3, 4) and not every:
             continue
-        for extra, nchw, dtype in (
-            ({}, False, "bf16"), ({"residual": True}, True, "fp16"), ({"pool": True}, False, "bf16"),
-            ({"element_size": 4}, False, "fp32"),
+        for extra, dtype in (
+            ({"residual": True}, "bf16"), ({"residual": True, "nhwc": False}, "fp16"),
+            ({"pool": True}, "bf16"), ({"pool": True, "nhwc": False}, "bf16"),
+            ({"element_size": 4}, "fp32"),
         ):  # fmt: skip
             variant = replace(conv, **extra)
             for config in space.pointer_configs(variant, capability)[: None if every else 1]:
-                key = json.dumps([dtype, nchw, extra, config, conv.r])
+                key = json.dumps([dtype, extra, config, conv.r])
                 if key not in seen:
                     seen.add(key)
-                    yield pointer(variant, config, capability, dtype, nchw)
+                    yield pointer(variant, config, capability, dtype)
 
 
-def all_pairs():
-    for c, k1, k2 in ((64, 256, 64), (128, 512, 128), (64, 256, 128)):
-        for config in space.pair_configs(c, k1, k2, 2):
+def all_pairs(every: bool):
+    shapes = [(128, 512, 128), (256, 1024, 256)]
+    if every:
+        shapes += [
+            (64, 256, 64),
+            (64, 256, 128),
+            (128, 512, 256),
+            (256, 1024, 512),
+            (512, 2048, 512),
+        ]
+    types = {"bf16": 2, "fp16": 2, "fp32": 4} if every else {"bf16": 2}
+    for (c, k1, k2), dtype in itertools.product(shapes, types):
+        for config in space.pair_configs(c, k1, k2, types[dtype]):
             m, n = config["block_m"], config["block_n"]
             blocks = {"x": [m, c], "w1": [n, c], "res": [m, n], "w2": [k2, n], "y": [m, n],
                       "z": [m, k2]}  # fmt: skip
-            signature = {name: f"tensordesc<bf16{block}>" for name, block in blocks.items()}
-            constants = {"K1": k1, "K2": k2, "HAS_B1": True, "HAS_B2": True, "PRECISION": "ieee",
-                         "BM": m, "BN": n}  # fmt: skip
-            yield build(
+            signature = {name: f"tensordesc<{dtype}{block}>" for name, block in blocks.items()}
+            constants = {"K1": k1, "K2": k2, "HAS_B1": True, "HAS_B2": True, "PRECISION": "tf32",
+                         "BM": m, "BN": n, "PREFETCH": config["prefetch"]}  # fmt: skip
+            built = build(
                 conv2d_pair.conv2d_pair_kernel,
-                signature | {"b1_ptr": "*bf16", "b2_ptr": "*bf16"}, constants, 90,
+                signature | {"b1_ptr": f"*{dtype}", "b2_ptr": f"*{dtype}"}, constants, 90,
                 num_warps=config["num_warps"], num_stages=config["num_stages"],
             )  # fmt: skip
+            yield built | {"config": config, "channels": [c, k1, k2], "dtype": dtype}
 
 
 def the_others(capability: int):
@@ -186,8 +236,8 @@ def the_others(capability: int):
     stem = {"C": 3, "CP": 16, "R": 7, "S": 7, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 3, "PAD_W": 3,
             "WIDE": False, "BLOCK": 1024}  # fmt: skip
     norm = {"SIZE": 5, "BIAS": False, "RELU": True, "WIDE": False, "SUM": tl.float32, "BLOCK": 1024}
-    slices = {"HAS_BIAS": True, "HAS_RES": True, "RELU": True, "SLICES": 16, "BLOCK": 512, "ok": 1,
-              "rk": 1}  # fmt: skip
+    slices = {"HAS_BIAS": True, "HAS_RES": True, "RELU": True, "SLICES": 16, "BLOCK": 512}
+    numbers = {"ok": 1, "rk": 1, **dict.fromkeys(("on", "op", "oq", "rn", "rp", "rq", "K"), 64)}
     average = {"ROWS_FAST": True, "BLOCK_R": 64, "BLOCK_P": 16}
     for fn, constants in [
         (add_relu.add_relu_kernel, {"BLOCK": 1024}),
@@ -197,12 +247,14 @@ def the_others(capability: int):
         (conv2d_stem.stem_prepare_kernel, stem),
         (conv2d_descriptor.conv2d_slices_kernel, slices),
     ]:
-        yield build(fn, x, constants, capability)
+        yield build(
+            fn, x, constants, capability, {n: numbers[n] for n in numbers if n in fn.arg_names}
+        )
 
 
 if __name__ == "__main__":
     what, capability, every = sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["all"]
-    kernels = {"descriptors": lambda: descriptors(every), "pairs": all_pairs,
+    kernels = {"descriptors": lambda: descriptors(every), "pairs": lambda: all_pairs(every),
                "pointers": lambda: pointer_kernels(capability, every),
                "others": lambda: the_others(capability)}  # fmt: skip
     for kernel in kernels[what]():

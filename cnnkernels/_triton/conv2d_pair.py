@@ -27,16 +27,21 @@ def conv2d_pair_kernel(
     b2_ptr,  # [K2]
     M,
     K1: tl.constexpr, K2: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     m0 = tl.program_id(0) * BM
     a = x.load([m0, 0])
     acc = tl.zeros((BM, K2), tl.float32)
     for k0 in range(0, K1, BN):
-        # One chunk of the expansion, its residual and ReLU (NaN passes, as in torch.relu).
-        r = res.load([m0, k0])
-        chunk = tl.dot(a, w1.load([k0, 0]).T, input_precision=PRECISION) + r.to(tl.float32)
-        if HAS_B1:
+        # One chunk of the expansion, its residual and ReLU (NaN passes, as in torch.relu). A sum
+        # written as such becomes the product's accumulator, whose loads Triton does not issue ahead:
+        # every chunk then waits for its residual.
+        r = res.load([m0, k0]).to(tl.float32)
+        if PREFETCH and HAS_B1:
+            r += tl.load(b1_ptr + k0 + tl.arange(0, BN)).to(tl.float32)[None, :]
+        chunk = tl.dot(a, w1.load([k0, 0]).T, input_precision=PRECISION)
+        chunk = tl.fma(chunk, 1.0, r) if PREFETCH else chunk + r
+        if HAS_B1 and not PREFETCH:
             chunk += tl.load(b1_ptr + k0 + tl.arange(0, BN)).to(tl.float32)[None, :]
         chunk = tl.where(chunk <= 0, 0.0, chunk).to(y.dtype)
         y.store([m0, k0], chunk)
@@ -67,7 +72,7 @@ def conv2d_pair(
     next_bias: torch.Tensor | None,
     *,
     precision: str,
-    config: dict,  # block_m, block_n, num_warps, num_stages
+    config: dict,  # block_m, block_n, prefetch, num_warps, num_stages
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y [M, K1], z [M, K2]); all operands contiguous and aligned to 16 bytes."""
     (m, c), (k1, _), (k2, _) = x.shape, weight.shape, next_weight.shape
@@ -83,6 +88,7 @@ def conv2d_pair(
         described(y, block_m, block_n), described(z, block_m, k2),
         weight if bias is None else bias, weight if next_bias is None else next_bias, m,
         K1=k1, K2=k2, HAS_B1=bias is not None, HAS_B2=next_bias is not None, PRECISION=precision,
-        BM=block_m, BN=block_n, num_warps=config["num_warps"], num_stages=config["num_stages"],
+        BM=block_m, BN=block_n, PREFETCH=config["prefetch"],
+        num_warps=config["num_warps"], num_stages=config["num_stages"],
     )  # fmt: skip
     return y, z

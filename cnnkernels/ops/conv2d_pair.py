@@ -14,8 +14,9 @@ from . import _args, _conv2d
 from ._op import Impl, define
 
 # H100, batch 64, bfloat16, against cuDNN's two fused ops: 1.48x at C = 64 (56 x 56), 1.20x at 128
-# (28 x 28), but 0.80x at 256 (14 x 14), where too few tiles hold too much shared memory each.
+# (28 x 28), but 0.80x at 256 (14 x 14): why is in docs/kernels/conv2d_triton.md.
 FASTEST_CHANNELS = 128
+SMALLEST_TILE = 64  # pixels
 
 
 def _check(x, weight, residual, next_weight, bias, next_bias) -> tuple[list[int], list[int]]:
@@ -58,15 +59,26 @@ def _fused_why_not(x, weight, residual, next_weight, bias, next_bias):
     if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] < 9:
         return "the fused pair needs TMA (sm_90)"
     sizes = x.shape[1], weight.shape[0], next_weight.shape[0]
-    reason = _triton.pair_why_not(*sizes)
-    if reason is None and not space.pair_configs(*sizes, x.element_size()):
-        reason = f"channels {sizes} need more shared memory than a block has"
+    return channels_why_not(*sizes, x.element_size())
+
+
+def channels_why_not(c: int, k1: int, k2: int, element_size: int) -> str | None:
+    """Why the fused kernel has no tile for these channels, or None."""
+    reason = _triton.pair_why_not(c, k1, k2)
+    if reason is None and not space.pair_configs(c, k1, k2, element_size):
+        reason = f"channels {c}, {k1}, {k2} need more shared memory than a block has"
     return reason
 
 
 def _fused_held_back(x, weight, residual, next_weight, bias, next_bias):
     if max(x.shape[1], next_weight.shape[0]) > FASTEST_CHANNELS:
         return f"from {2 * FASTEST_CHANNELS} channels on, the two ops are faster"
+    multiprocessors = 132
+    if x.device.type == "cuda":
+        multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    tiles = -(-x.shape[0] * x.shape[2] * x.shape[3] // SMALLEST_TILE)
+    if tiles < multiprocessors:  # the two ops split their channels among them too
+        return f"{tiles} tiles for {multiprocessors} multiprocessors: not measured"
     return None
 
 

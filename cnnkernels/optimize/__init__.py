@@ -63,8 +63,9 @@ def optimize(
             runs without and notes why.
         passes: which of the optional rewrites run: "merge" (convolutions of one input become one),
             "concat" (branches written into their concatenation), "projection" (a residual block's
-            projection shortcut in its last convolution; GPU). None of them by default: on a CPU they
-            gain nothing, on a GPU their kernels haven't been timed in these forms.
+            projection shortcut in its last convolution; GPU), "pair" (a bottleneck's last convolution
+            and the next one's first; GPU). None of them by default: on a CPU they gain nothing, on a
+            GPU their kernels haven't been timed in these forms.
         report: called with the :class:`Report` before returning; it also is ``result.report``.
 
     Returns an :class:`OptimizedModel`. A model that can't be captured (data-dependent control flow,

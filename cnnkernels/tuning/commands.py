@@ -3,6 +3,7 @@ and records them in the user's table, from which later processes choose."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def capture(model: torch.nn.Module, x: torch.Tensor, dtype: torch.dtype) -> list
 
     before = captured(model, (x,), {}, dtype).net
     after = before.copy()
-    passes.apply(after)
+    passes.apply(after, ["pair"])  # a pair's two parts are timed as well
     return [*_calls(before, x, dtype), *_calls(after, x, dtype)]
 
 
@@ -130,10 +131,7 @@ def candidates(call: Call, args: tuple) -> Iterator[tuple[str, dict | None, Call
             continue
         for config in (impl.configs(*args) if impl.configs else None) or [None]:
             options = {} if config is None else {"config": config}
-            yield (
-                impl.name, config,
-                lambda fn=impl.fn, options=options: fn(*args, **options),
-            )  # fmt: skip
+            yield impl.name, config, functools.partial(impl.fn, *args, **options)
 
 
 def error_of(call: Call, args: tuple, out) -> float:
@@ -146,9 +144,8 @@ def error_of(call: Call, args: tuple, out) -> float:
     some = max(min(int(CHECKED_FLOPS / per_image) // 2, outs[0].shape[0] // 2), 1)
     worst = 0.0
     for part in (slice(0, some), slice(-some, None)):
-        exact = (
-            OPS[call.op].impls["reference"].fn(*(_wide(n, a, part) for n, a in call.named(args)))
-        )
+        wide = (_wide(name, a, part) for name, a in call.named(args))
+        exact = OPS[call.op].impls["reference"].fn(*wide)
         for ours, right in zip(outs, exact if isinstance(exact, (tuple, list)) else (exact,)):
             worst = max(worst, compare.relative_error(ours[part], right))
     return worst
@@ -288,16 +285,12 @@ def tune(
             else:
                 path = tuning.save({key: entry}, where)
                 tuning.forget()  # what follows may have this op as a part
-                rivals = ", ".join(f"{name} {us:g}" for name, us in entry["rivals"].items())
-                progress.console.print(
-                    f"{key}: {entry['impl']} {entry['us']:g} µs" + f" ({rivals})" * bool(rivals)
-                )
+                rivals = "".join(f", {name} {us:g}" for name, us in entry["rivals"].items())
+                progress.console.print(f"{key}: {entry['impl']} {entry['us']:g} µs{rivals}")
             done += 1
             progress.advance(task)
-    left = len(pending) - done
-    console.print(
-        f"{done - failed} recorded in {path}" + f"; {left} left: run it again" * bool(left)
-    )
+    left = f"; {len(pending) - done} left: run it again" if done < len(pending) else ""
+    console.print(f"{done - failed} recorded in {path}{left}")
     if failed:
         raise typer.Exit(1)
 

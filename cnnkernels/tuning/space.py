@@ -70,6 +70,9 @@ def pointer_configs(conv: Conv, capability: int = 80) -> list[dict]:
             tiles += [(128, 256, 8)]
         if block_n > 64:
             tiles += [(128, 64, 4), (256, 64, 8)]
+    if wide and (flat or not conv.nhwc):  # an address per element: larger tiles spill
+        block_k, block_n = min(block_k, 32), min(block_n, 64)
+        tiles = [(128, block_n, 8)] * (block_m > 64) + [(min(block_m, 64), block_n, 4)]
     configs = []
     for m, n, warps in tiles:
         for stages in (3, 4):
@@ -236,18 +239,32 @@ def conv_configs(
     return found + pointer_configs(conv, capability)
 
 
+# (pixels, chunk of K1, warps, stages) of the fused pair, fastest first on an H100 at 56 x 56 and
+# 28 x 28 (bfloat16, batch 64); and, not measured, for 256 channels and more: 64-pixel tiles of which
+# a multiprocessor holds two, then 128-pixel tiles with a deeper pipeline.
+PAIR_TILES = [
+    (64, 32, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 3),
+    (64, 32, 4, 2), (64, 64, 4, 2),
+]  # fmt: skip
+WIDE_PAIR_TILES = [
+    (64, 32, 4, 2), (128, 32, 8, 3), (128, 32, 8, 4), (64, 64, 4, 2), (64, 32, 4, 3),
+    (64, 32, 8, 2), (64, 32, 8, 3),
+]  # fmt: skip
+
+
 def pair_configs(c: int, k1: int, k2: int, element_size: int, capability: int = 90) -> list[dict]:
-    """Tiles of the fused 1x1 pair that fit in shared memory; the order is an H100's at 56 x 56 and
-    28 x 28 (bfloat16, batch 64)."""
-    found = []
-    for m, n, warps, stages in [
-        (64, 32, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 3),
-        (64, 32, 4, 2), (64, 64, 4, 2),
-    ]:  # fmt: skip
-        stage = n * c + k2 * n + m * n  # a chunk of both weights and of the residual
-        limit = SMEM_LIMIT.get(capability, SMEM_LIMIT[90])
-        if element_size * (m * c + stages * stage + m * n) + 1024 <= limit and k1 % n == 0:
-            found.append({"block_m": m, "block_n": n, "num_warps": warps, "num_stages": stages})
-    if k2 >= 256:  # 64 x 32 keeps too few warps for the second product
-        found.sort(key=lambda config: -config["block_m"])
+    """Tiles of the fused 1x1 pair that fit in registers and shared memory. "prefetch" issues a
+    chunk's residual ahead; without (as measured) only other blocks on the multiprocessor hide it."""
+    found, wide = [], max(c, k2) >= 256
+    limit = SMEM_LIMIT.get(capability, SMEM_LIMIT[90])
+    for prefetch in (wide, not wide):
+        if prefetch and c * element_size >= 1024:
+            continue  # spills
+        for m, n, warps, stages in WIDE_PAIR_TILES if wide else PAIR_TILES:
+            stage = n * c + k2 * n + m * n  # a chunk of both weights and of the residual
+            shared = element_size * (m * c + stages * stage + m * n) + 1024
+            # More than 128 sums per thread spill.
+            if shared <= limit and k1 % n == 0 and m * k2 <= 128 * 32 * warps:
+                config = {"block_m": m, "block_n": n, "prefetch": prefetch}
+                found.append(config | {"num_warps": warps, "num_stages": stages})
     return found

@@ -14,6 +14,7 @@ OPTIONAL = {
     "merge": "convolutions of one input with one geometry become one",
     "concat": "branches are written into the tensor that concatenates them",
     "projection": "a projection shortcut is more terms of the block's last convolution",
+    "pair": "a block's last convolution and the next block's first become one",
 }
 
 
@@ -26,6 +27,7 @@ def all_passes():
         inplace,
         lrn,
         merge,
+        pair,
         pool,
         projection,
         relu_pool,
@@ -33,7 +35,7 @@ def all_passes():
     )
 
     return [
-        constants, batch_norm, lrn, projection, residual, relu_pool, conv, pool, merge, inplace,
+        constants, batch_norm, lrn, projection, residual, relu_pool, conv, pool, merge, pair, inplace,
     ]  # fmt: skip
 
 

@@ -41,9 +41,8 @@ def is_sum(add) -> bool:
 
 
 def _last_convolution(net: Net, add, a, b):
-    """The convolution that can take the sum along: the one computed last, so that the other
-    operand is there."""
-    for node in reversed(list(net.graph.nodes)):
-        if node in (a, b) and a is not b and takes(net, node) and only_user(node) is add:
-            return node
-    return None
+    """The convolution that takes the sum along: the one computed last, but of two one without a
+    stride, whose result a pair can go on from."""
+    order = list(net.graph.nodes)
+    convs = [n for n in (a, b) if a is not b and takes(net, n) and only_user(n) is add]
+    return max(convs, key=lambda n: (geometry_of(n)[0] == [1, 1], order.index(n)), default=None)
