@@ -62,7 +62,8 @@ def optimize(
         graph: True captures CUDA graphs, False none; "auto" does on a GPU, and where a capture fails
             runs without and notes why.
         passes: which of the optional rewrites run: "merge" (convolutions of one input become one),
-            "concat" (branches written into their concatenation), "projection" (a residual block's
+            "concat" (branches written into their concatenation), "split" (with both: a merged
+            convolution writes its first branch there itself; GPU), "projection" (a residual block's
             projection shortcut in its last convolution; GPU), "pair" (a bottleneck's last convolution
             and the next one's first; GPU). None of them by default: on a CPU they gain nothing, on a
             GPU their kernels haven't been timed in these forms.

@@ -14,6 +14,7 @@ from torch import fx
 from .net import Net, arguments, aten, is_image
 
 NAME, KIND = "concat", "branches into concatenation"
+SPLIT = "split"
 
 
 class Places:
@@ -21,6 +22,8 @@ class Places:
 
     slices: value → (concatenation, first channel, channels), for values that only it reads.
     owners: the concatenations that have such parts: {concatenation: [first channel of each part]}.
+    splits: merged convolution → its first part, where that lies in a concatenation: one kernel then
+        writes it there and the other parts to a tensor of their own.
     """
 
     def __init__(self, net: Net):
@@ -38,6 +41,13 @@ class Places:
                     self.slices[part] = cat, at, _channels(part)
                 starts.append(at)
                 at += _channels(part)
+        self.splits: dict = {}
+        for part in self.slices if SPLIT in net.optional else ():
+            if part.target == aten.slice.Tensor and part.args[1:3] == (1, 0):
+                merged = part.args[0]
+                sixteen = _channels(part) * part.meta["val"].dtype.itemsize % 16 == 0
+                if sixteen and self.aligned(part) and all("part" in u.meta for u in merged.users):
+                    self.splits[merged] = part
 
     def rest(self, cat: fx.Node) -> list[tuple]:
         """(value, first channel, channels) of the parts that are to be copied."""
@@ -66,6 +76,11 @@ def _fits(cat: fx.Node) -> bool:
         and all(p.meta["val"].dtype == cat.meta["val"].dtype for p in parts)
         and all(isinstance(_channels(p), int) and _channels(p) for p in parts)
     )
+
+
+def narrow(start: int, size: int):
+    """A function that gives these channels of a tensor."""
+    return lambda tensor: tensor.narrow(1, start, size)
 
 
 def into_slice(place: tuple, node: fx.Node, fn):

@@ -114,6 +114,9 @@ class Program:
         elif node in self.places.slices and self.places.aligned(node):
             fn = functools.partial(fn)  # an object of its own, to carry the other form
             fn.into = slices.into(node.target, chosen, decision.config, args)
+        elif node in self.places.splits:
+            fn = functools.partial(fn)
+            fn.split = slices.split(node.target, chosen, args)
         self.choices.append((layers, f"{op.name}: {chosen}"))
         return fn
 
@@ -158,7 +161,7 @@ class Program:
             return bind(value, "k")
 
         lines = []
-        places, buffers = self.places, {}
+        places, buffers, rests = self.places, {}, {}
 
         def buffer_of(cat: fx.Node) -> str:
             if cat not in buffers:
@@ -189,8 +192,19 @@ class Program:
                     defaults = OPS[node.target._opname]._defaults
                     parts += [text(a) for a in defaults[len(parts) :]]
                 parts += [f"{k}={text(v)}" for k, v in node.kwargs.items()]
-                if node in places.slices:
-                    place = places.slices[node]
+                place = places.slices.get(node)
+                if getattr(fn, "split", None) is not None:
+                    cat, start, size = rests[node] = places.slices[places.splits[node]]
+                    fn = functools.partial(fn.split, start, size)
+                    parts = [buffer_of(cat), *parts]
+                elif node.args and node.args[0] in rests:  # a part: the first or of the others
+                    cat, start, size = rests[node.args[0]]
+                    if place == (cat, start, size):
+                        fn, parts, place = concat.narrow(start, size), [buffer_of(cat)], None
+                    else:
+                        first, last = node.args[2:4]
+                        fn, parts = concat.narrow(first - size, last - first), parts[:1]
+                if place is not None:
                     fn = concat.into_slice(place, node, fn)
                     parts = [buffer_of(place[0]), *parts]
                 lines.append(f"v{i} = {bind(fn, 'f')}({', '.join(parts)})")

@@ -39,6 +39,29 @@ def into(target, name: str, config: dict | None, args: tuple):
     return cuda if name == "cuda" else triton
 
 
+def split(target, name: str, args: tuple):
+    """A function (start, size, buffer, *args) by which implementation ``name`` of a convolution writes
+    its first ``size`` channels to ``buffer``'s from ``start`` on and returns a tensor of the others;
+    None where it can't for arguments like ``args``."""
+    x, weight, _, z, *geometry = _split(target, args)
+    if name != "cuda" or _conv2d.stem.why_not(x, weight, z, *geometry) is None:
+        return None
+
+    def run(start, size, buffer, *args):
+        x, weight, bias, _, *geometry, _ = _split(target, args)
+        rest = torch.empty(
+            (buffer.shape[0], weight.shape[0] - size, *buffer.shape[2:]),
+            dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
+        )  # fmt: skip
+        torch.ops.cnnkernels._conv2d_cuda_split(
+            _conv2d.readable(x), weight, bias, *geometry, RELU[target], "", size,
+            buffer, start, rest, 0,
+        )  # fmt: skip
+        return rest
+
+    return run
+
+
 def _split(target, args: tuple):
     """(x, weight, bias, residual, stride, padding, dilation, groups)."""
     if target in _WITH_RESIDUAL:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 OPTIONAL = {
     "merge": "convolutions of one input with one geometry become one",
     "concat": "branches are written into the tensor that concatenates them",
+    "split": "with both, a merged convolution writes its first part there itself",
     "projection": "a projection shortcut is more terms of the block's last convolution",
     "pair": "a block's last convolution and the next block's first become one",
 }
