@@ -50,6 +50,7 @@ struct PairWords {
   __device__ static uint32_t equal_mask(uint32_t a, uint32_t b) {
     return __heq2_mask(pair(a), pair(b));
   }
+  __device__ static bool has_nan(uint32_t a) { return equal_mask(a, a) != ~0u; }
   // Rounded once, as a sum in fp32 rounded to 16 bits is: 24 bits are 2 more than twice 11.
   __device__ static uint32_t add(uint32_t a, uint32_t b) {
     const Pair sum = __hadd2_rn(pair(a), pair(b));
@@ -66,9 +67,6 @@ template <>
 struct Words<__nv_bfloat16> : PairWords<__nv_bfloat162> {
   static constexpr uint32_t kNegInf = 0xff80ff80u;
   __device__ static uint32_t maximum(uint32_t a, uint32_t b) { return max_nan_bf16x2(a, b); }
-  __device__ static bool has_nan(uint32_t a) {
-    return ((a & 0x7fffu) > 0x7f80u) | ((a & 0x7fff0000u) > 0x7f800000u);
-  }
   __device__ static float element(uint32_t w, int e) {
     return __uint_as_float((e & 1) ? w & 0xffff0000u : w << 16);
   }
@@ -79,9 +77,6 @@ template <>
 struct Words<__half> : PairWords<__half2> {
   static constexpr uint32_t kNegInf = 0xfc00fc00u;
   __device__ static uint32_t maximum(uint32_t a, uint32_t b) { return max_nan_f16x2(a, b); }
-  __device__ static bool has_nan(uint32_t a) {
-    return ((a & 0x7fffu) > 0x7c00u) | ((a & 0x7fff0000u) > 0x7c000000u);
-  }
   __device__ static float element(uint32_t w, int e) {
     return __half2float(__ushort_as_half(static_cast<uint16_t>((e & 1) ? w >> 16 : w)));
   }

@@ -2,8 +2,9 @@
 // Block = a few whole planes, or a band of output rows of one plane: contiguous memory, so one flat
 // copy brings it into shared memory, at any alignment; outputs are staged there too and flushed in
 // 16-byte stores (odd planes, say 55 x 55, allow no vectors otherwise).
-// Item = one word of adjacent outputs (2 of 16 bit, packed) x TH rows. Addresses are clamped to the
-// input and a clamped tap carries the label of the tap it really reads, so padding costs no tests.
+// Item = one word of adjacent outputs (2 of 16 bit, packed) x a strip of rows: it walks down the
+// input, scans each row once and keeps the results that the next window shares. A row or column
+// before the input is the first one in it, under its own label; one beyond it counts as -inf.
 #include "common/dispatch.cuh"
 #include "common/fast_div.h"
 #include "common/plane_tile.cuh"
@@ -14,6 +15,7 @@ namespace cnnkernels {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kMargin = 16;  // bytes before and after the tile that may be read: multiple of 16
 
 struct Args {
   const void* x;
@@ -22,13 +24,14 @@ struct Args {
   int64_t planes;
   int h, w, oh, ow, pad_h, pad_w;
   plan::PlaneTile tile;
+  int strip;  // output rows of an item
   FastDiv by_bands, by_words, by_strips;
   int y_at, offsets_at;  // where the staged outputs begin in shared memory
   bool relu;
 };
 
-template <class T, int K, int S, int TH, bool kOffsets>
-__global__ void __launch_bounds__(kThreads, S == 1 ? 9 : 10) max_pool2d_nchw_kernel(const Args a) {
+template <class T, int K, int S, bool kOffsets>
+__global__ void __launch_bounds__(kThreads, 10) max_pool2d_nchw_kernel(const Args a) {
   using W = Words<T>;
   using Raw = typename W::Raw;
   constexpr int P = W::kPerWord;
@@ -46,8 +49,9 @@ __global__ void __launch_bounds__(kThreads, S == 1 ? 9 : 10) max_pool2d_nchw_ker
   const int64_t out = (plane0 * a.oh + oh0) * a.ow;
   T* y = static_cast<T*>(a.y) + out;
   const T* x_first = static_cast<const T*>(a.x);
-  const Raw* in = reinterpret_cast<const Raw*>(tile_load(
-      shared, x, planes * (h_hi - h_lo) * a.w, x_first, x_first + a.planes * a.h * a.w, kThreads));
+  const Raw* in =
+      reinterpret_cast<const Raw*>(tile_load(shared + kMargin, x, planes * (h_hi - h_lo) * a.w,
+                                             x_first, x_first + a.planes * a.h * a.w, kThreads));
   T* y_tile = tile_start(shared + a.y_at, y);
   Raw* y_raw = reinterpret_cast<Raw*>(y_tile);
   uint8_t* offset_tile = kOffsets ? tile_start(shared + a.offsets_at, a.offsets + out) : nullptr;
@@ -55,86 +59,109 @@ __global__ void __launch_bounds__(kThreads, S == 1 ? 9 : 10) max_pool2d_nchw_ker
   copy_async_wait<0>();
   __syncthreads();
 
+  // ReLU: a maximum of 0 sends no gradient.
+  int floor = a.relu ? 0 : W::kNegInf, no_gradient = a.relu ? kNoGradient * W::kPosition : 0;
+  keep(floor), keep(no_gradient);
   const int items = planes * a.by_strips.divisor * a.by_words.divisor;
   for (int item = threadIdx.x; item < items; item += kThreads) {
     uint32_t word = item;
     uint32_t strip = a.by_words.split(word);
     const int plane = a.by_strips.split(strip);
-    const int ow = word * P, r0 = strip * TH;
-    const int h0 = (oh0 + r0) * S - a.pad_h, w0 = ow * S - a.pad_w;
-    const Raw* p = in + (plane * a.h - h_lo) * a.w;
+    const int ow = word * P, r0 = strip * a.strip, r1 = min(rows, r0 + a.strip);
+    int h0 = (oh0 + r0) * S - a.pad_h;
+    const int w0 = ow * S - a.pad_w, count = min(P, a.ow - ow);
+    const Raw* plane_in = in + (plane * a.h - h_lo) * a.w;
+    const Raw* row = plane_in + max(h0, 0) * a.w + w0;
+    Raw* out_y = y_raw + (plane * rows + r0) * a.ow + ow;
+    uint8_t* out_offsets = kOffsets ? offset_tile + (plane * rows + r0) * a.ow + ow : nullptr;
 
-    // Columns read, and the taps they stand for in each of the word's windows.
-    constexpr int kCols = (P - 1) * S + K;
-    int column[kCols];
-    uint32_t label[K];
-#pragma unroll
-    for (int i = 0; i < kCols; ++i) column[i] = min(max(w0 + i, 0), a.w - 1);
+    // What the columns before and beyond the input are read as.
+    const bool left = w0 < 0;
+    int valid[K], fill[K];  // bits of the words of tap kw
 #pragma unroll
     for (int kw = 0; kw < K; ++kw) {
-      label[kw] = column[kw] - w0;
-      if (P == 2) label[kw] |= (column[(P - 1) * S + kw] - w0 - S) << 16;
+      valid[kw] = ~0;
+      for (int e = 0; e < P; ++e)
+        if (w0 + e * S + kw >= a.w) valid[kw] &= P == 2 ? ~(0xffff << (16 * e)) : 0;
+      fill[kw] = W::kNegInf & ~valid[kw];
+      keep(valid[kw]), keep(fill[kw]);
     }
+    const uint32_t first_kw = left ? 1u : 0u;
 
-    uint32_t best[TH], position[TH];
+    // The maximum over kw in the row at `row` and its kw; moves on to the next row.
+    auto scan_row = [&](uint32_t& best, uint32_t& kw_of_best, int h) {
+      constexpr int kCols = (P - 1) * S + K;
+      uint32_t v[kCols];
 #pragma unroll
-    for (int r = 0; r < (TH - 1) * S + K; ++r) {
-      const int h = min(max(h0 + r, h_lo), h_hi - 1);
-      const Raw* row = p + h * a.w;
-      uint32_t v[kCols], row_best, row_kw;
-#pragma unroll
-      for (int i = 0; i < kCols; ++i) v[i] = row[column[i]];
+      for (int i = 0; i < kCols; ++i) v[i] = row[i];
+      if (left) v[0] = v[1];
 #pragma unroll
       for (int kw = 0; kw < K; ++kw) {
-        const uint32_t pair = P == 2 ? __byte_perm(v[kw], v[(P - 1) * S + kw], 0x5410) : v[kw];
+        uint32_t word = P == 2 ? __byte_perm(v[kw], v[(P - 1) * S + kw], 0x5410) : v[kw];
         if (kw == 0) {
-          row_best = pair, row_kw = label[0];
-        } else if (kOffsets) {
-          scan_step<T>(row_best, row_kw, pair, label[kw]);
+          best = word, kw_of_best = first_kw;
+          continue;
+        }
+        word = (word & valid[kw]) | fill[kw];
+        if (kOffsets) {
+          scan_step<T>(best, kw_of_best, word, kw * W::kPosition);
         } else {
-          row_best = W::maximum(row_best, pair);
+          best = W::maximum(best, word);
         }
       }
+      if (h >= h_hi) best = W::kNegInf;
+      row += a.w;
+    };
+
+    uint32_t values[K], kws[K];  // of the window's rows
+    if (K > S) {
 #pragma unroll
-      for (int i = 0; i < TH; ++i) {
-        const int kh = r - i * S;
-        if (kh < 0 || kh >= K) continue;
-        const uint32_t at = row_kw + static_cast<uint32_t>(h - h0 - i * S) * (K * W::kPosition);
-        if (kh == 0) {
-          best[i] = row_best, position[i] = at;
-        } else if (kOffsets) {
-          scan_step<T>(best[i], position[i], row_best, at);
-        } else {
-          best[i] = W::maximum(best[i], row_best);
-        }
+      for (int k = 0; k < K - S; ++k) {
+        scan_row(values[k], kws[k], h0 + k);
+        if (k == 0 && h0 < 0) kws[0] += K * W::kPosition, row -= a.w;
       }
     }
-
+    uint32_t any_nan = W::kNegInf;
+#pragma unroll(S == 1 ? 3 : 1)
+    for (int r = r0; r < r1; ++r, h0 += S) {
 #pragma unroll
-    for (int i = 0; i < TH; ++i) {
-      if (r0 + i >= rows) continue;
-      const int count = min(P, a.ow - ow);
-      if (kOffsets && W::has_nan(best[i])) {  // rare: the last NaN's position
-#pragma unroll 1
-        for (int tap = 0; tap < count * K * K; ++tap) {
-          const int e = tap / (K * K), kh = tap % (K * K) / K, kw = tap % K;
-          const int h = h0 + i * S + kh, w = w0 + e * S + kw;
-          if (h < h_lo || h >= h_hi || w < 0 || w >= a.w) continue;
-          if (!W::has_nan(p[h * a.w + w])) continue;
-          const uint32_t mask = P == 2 ? 0xffffu << (16 * e) : ~0u;
-          position[i] = (position[i] & ~mask) | (kh * K + kw) << (16 * e);
+      for (int k = K - S; k < K; ++k) {
+        scan_row(values[k], kws[k], h0 + k);
+        if (k == 0 && h0 < 0) kws[0] += K * W::kPosition, row -= a.w;
+      }
+      uint32_t best = values[0], position = kws[0];
+#pragma unroll
+      for (int k = 1; k < K; ++k) {
+        if (kOffsets) {
+          scan_step<T>(best, position, values[k], kws[k] + k * K * W::kPosition);
+        } else {
+          best = W::maximum(best, values[k]);
         }
       }
-      if (a.relu) {
-        best[i] = W::maximum(best[i], 0u);
-        position[i] |= W::equal_mask(best[i], 0u) & (kNoGradient * W::kPosition);
-      }
-      const int at = (plane * rows + r0 + i) * a.ow + ow;
-      y_raw[at] = static_cast<Raw>(best[i]);
-      if (kOffsets) offset_tile[at] = static_cast<uint8_t>(position[i]);
+#pragma unroll
+      for (int k = 0; k < K - S; ++k) values[k] = values[k + S], kws[k] = kws[k + S];
+
+      best = W::maximum(best, floor);
+      if (kOffsets) position |= W::equal_mask(best, floor) & no_gradient;
+      if (kOffsets) any_nan = W::maximum(any_nan, best);
+      out_y[0] = static_cast<Raw>(best);
+      if (kOffsets) out_offsets[0] = static_cast<uint8_t>(position);
       if (count > 1) {
-        y_raw[at + 1] = static_cast<Raw>(best[i] >> 16);
-        if (kOffsets) offset_tile[at + 1] = static_cast<uint8_t>(position[i] >> 16);
+        out_y[1] = static_cast<Raw>(best >> 16);
+        if (kOffsets) out_offsets[1] = static_cast<uint8_t>(position >> 16);
+      }
+      out_y += a.ow;
+      if (kOffsets) out_offsets += a.ow;
+    }
+
+    if (kOffsets && W::has_nan(any_nan)) {  // rare: positions of the last NaN
+#pragma unroll 1
+      for (int tap = 0; tap < (r1 - r0) * count * K * K; ++tap) {
+        const int e = tap / (K * K) % count, r = r0 + tap / (K * K) / count;
+        const int kh = tap % (K * K) / K, kw = tap % K, at = (plane * rows + r) * a.ow + ow + e;
+        const int h = (oh0 + r) * S - a.pad_h + kh, w = w0 + e * S + kw;
+        if (h < h_lo || h >= h_hi || w < 0 || w >= a.w) continue;
+        if (W::has_nan(plane_in[h * a.w + w])) offset_tile[at] = kh * K + kw;
       }
     }
   }
@@ -143,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, S == 1 ? 9 : 10) max_pool2d_nchw_ker
   if (kOffsets) tile_store(a.offsets + out, offset_tile, planes * rows * a.ow, kThreads);
 }
 
-template <class T, int K, int S, int TH, bool kOffsets>
+template <class T, int K, int S, bool kOffsets>
 cudaError_t launch(const MaxPoolParams& p, cudaStream_t stream) {
   const PoolShape& s = p.shape;
   Args a{p.x,     p.y,    static_cast<uint8_t*>(p.offsets), s.n * s.c, s.h, s.w, s.oh, s.ow,
@@ -151,15 +178,16 @@ cudaError_t launch(const MaxPoolParams& p, cudaStream_t stream) {
   const int64_t bytes = sizeof(T);
   a.tile = plan::plane_tile(s.h * s.w * bytes, s.oh, S * s.w * bytes, a.planes);
   a.by_bands = FastDiv(a.tile.bands);
-  a.by_words = FastDiv(ceil_div(s.ow, Words<T>::kPerWord));
-  a.by_strips = FastDiv(ceil_div(a.tile.rows, TH));
+  const int64_t words = ceil_div(s.ow, Words<T>::kPerWord);
+  a.strip = plan::strip_rows(a.tile.rows, a.tile.planes * words, kThreads, K - S, 1);
+  a.by_words = FastDiv(words), a.by_strips = FastDiv(ceil_div(a.tile.rows, a.strip));
   a.relu = p.relu;
   const int64_t in_rows = a.tile.bands > 1 ? (a.tile.rows - 1) * S + K : s.h;
   const int64_t outputs = int64_t{a.tile.planes} * a.tile.rows * s.ow;
-  a.y_at = tile_reserve(a.tile.planes * in_rows * s.w * bytes);
+  a.y_at = 2 * kMargin + tile_reserve(a.tile.planes * in_rows * s.w * bytes);
   a.offsets_at = a.y_at + tile_reserve(outputs * bytes);
   const int shared = a.offsets_at + (kOffsets ? tile_reserve(outputs) : 0);
-  auto* kernel = max_pool2d_nchw_kernel<T, K, S, TH, kOffsets>;
+  auto* kernel = max_pool2d_nchw_kernel<T, K, S, kOffsets>;
   const cudaError_t error = allow_shared(kernel, shared);
   if (error != cudaSuccess) return error;
   const int64_t blocks = ceil_div(a.planes, a.tile.planes) * a.tile.bands;
@@ -174,10 +202,10 @@ cudaError_t launch_max_pool2d_nchw(const MaxPoolParams& p, cudaStream_t stream) 
   return dispatch_dtype(p.dtype, [&](auto element) {
     using T = decltype(element);
     if (p.shape.kernel_h == 2)
-      return p.offsets ? launch<T, 2, 2, 4, true>(p, stream) : launch<T, 2, 2, 4, false>(p, stream);
+      return p.offsets ? launch<T, 2, 2, true>(p, stream) : launch<T, 2, 2, false>(p, stream);
     if (p.shape.stride_h == 2)
-      return p.offsets ? launch<T, 3, 2, 4, true>(p, stream) : launch<T, 3, 2, 4, false>(p, stream);
-    return p.offsets ? launch<T, 3, 1, 8, true>(p, stream) : launch<T, 3, 1, 8, false>(p, stream);
+      return p.offsets ? launch<T, 3, 2, true>(p, stream) : launch<T, 3, 2, false>(p, stream);
+    return p.offsets ? launch<T, 3, 1, true>(p, stream) : launch<T, 3, 1, false>(p, stream);
   });
 }
 

@@ -327,6 +327,9 @@ void check_all(std::initializer_list<size_t> offsets) {
         check_pool<T>(shape(false, 8, 13, 17), layout, offset, false);
         check_pool<T>(shape(true, 5, 12, 9), layout, offset, true);
         check_pool<T>(shape(true, 8, 6, 8), layout, offset, true);
+        check_pool<T>(shape(true, 3, 1, 1), layout, offset, false);
+        check_pool<T>(shape(false, 3, 5, 1), layout, offset, true);
+        check_pool<T>(shape(true, 150, 2, 3), layout, offset, false);
         if (offset < 2) check_pool<T>(shape(true, 1, 250, 58), layout, offset, false);
       }
       for (int size : {5, 1, 2, 4, 11}) {
