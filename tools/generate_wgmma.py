@@ -8,7 +8,7 @@ statement must name every accumulator register, so the wrappers are written out 
 
 from pathlib import Path
 
-SIZES = (56, 64, 96, 112, 128, 160, 192, 208, 216, 224, 256)
+SIZES = (56, 64, 96, 112, 128, 144, 160, 192, 208, 216, 224, 256)
 TYPES = {  # C++ type: (PTX type, K of one instruction, transpose immediates of 16-bit types)
     "__nv_bfloat16": ("bf16", 16, ", 0, 0"),
     "__half": ("f16", 16, ", 0, 0"),

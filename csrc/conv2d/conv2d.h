@@ -37,14 +37,16 @@ struct ConvParams {
 cudaError_t launch_conv2d_sm90(const ConvParams& params, const plan::Instance* instance,
                                cudaStream_t stream);
 
-// One group (params.problem.groups == 1; pointers at its first channel), by family. residual_pitch:
-// channels between residual pixels.
+// One group (params.problem.groups == 1; pointers at its first channel) as planned, by family.
+// residual_pitch: channels between residual pixels.
 struct ConvGroup {
   ConvParams params;
   int64_t input_pitch, residual_pitch;
   plan::ConvPlan plan;
 };
+cudaError_t launch_conv2d_group(const ConvGroup& group, cudaStream_t stream);
 cudaError_t launch_conv2d_igemm(const ConvGroup& group, cudaStream_t stream);
+cudaError_t launch_conv2d_igemm_pingpong(const ConvGroup& group, cudaStream_t stream);
 cudaError_t launch_conv2d_igemm_split(const ConvGroup& group, cudaStream_t stream);
 cudaError_t launch_conv2d_halo_res(const ConvGroup& group, cudaStream_t stream);
 cudaError_t launch_conv2d_halo_stream(const ConvGroup& group, cudaStream_t stream);

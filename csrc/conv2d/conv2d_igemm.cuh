@@ -1,5 +1,5 @@
-// What the two implicit-GEMM kernels share: parameters, shared memory, the operands' producer and
-// the multiplication. A tile is 64 or 128 output channels (wgmma's M) x N output pixels; a step of
+// What the implicit-GEMM kernels share: parameters, shared memory, the operands' producer and the
+// multiplication. A tile is 64 or 128 output channels (wgmma's M) x N output pixels; a step of
 // K is 128 bytes of input channels at one filter tap. A second convolution into the same sums (a
 // projection shortcut) is a second segment of steps with maps of its own.
 #pragma once
@@ -64,10 +64,11 @@ struct IgemmLayout {
     return buffers + (group * prm.buffers + slot) * kStagedBytes;
   }
   // One thread; the block has to synchronise afterwards.
-  __device__ void initialise(const IgemmMaps& maps, const IgemmParams& prm) const {
+  // readers: consumer warps that read a stage.
+  __device__ void initialise(const IgemmMaps& maps, const IgemmParams& prm, int readers) const {
     for (int i = 0; i < prm.stages; ++i) {
       sm90::mbarrier_init(full + i * 8, 1);
-      sm90::mbarrier_init(empty + i * 8, 8);  // every consumer warp
+      sm90::mbarrier_init(empty + i * 8, readers);
     }
     for (int i = 0; i < 2 * prm.buffers; ++i) {
       sm90::mbarrier_init(residual_full + i * 8, 1);
@@ -107,6 +108,7 @@ __device__ __forceinline__ void fetch_segment(
     n[part] = row / prm.p;
   }
   plan::ConvStep step(range.first, segment.chunks, kChunk, segment.s);
+#pragma unroll(4 / L::kParts)
   for (int i = range.first; i < range.last; ++i) {
     sm90::mbarrier_wait(shared.empty + at.slot * 8, at.parity);
     const uint32_t full = shared.full + at.slot * 8;
@@ -140,24 +142,27 @@ __device__ __forceinline__ void fetch_tile(
                      shared, at);
 }
 
-// acc = the sums of the ring's next `steps` stages; one consumer warpgroup. One stage of operands
-// behind: a wgmma has finished when the next one has been issued.
-template <class T, int kChannels, int kPixels, int kStaged>
-__device__ __forceinline__ void multiply(float (&acc)[kPixels / 2], int steps,
+// acc[i] = the sums of the ring's next `steps` stages: rows [64 i, 64 i + 64) of the weights from
+// `row` on x pixel group `part`; one consumer warpgroup. One stage of operands behind: a wgmma has
+// finished when the next one has been issued. all_issued() is called when the last one has been.
+template <class T, int kBlocks, int kChannels, int kPixels, int kStaged, class Callback>
+__device__ __forceinline__ void multiply(float (&acc)[kBlocks][kPixels / 2], int steps,
                                          const IgemmParams& prm,
                                          const IgemmLayout<T, kChannels, kPixels, kStaged>& shared,
-                                         int group, int lane, sm90::RingPosition& stage) {
+                                         int part, int row, int lane, sm90::RingPosition& stage,
+                                         const Callback& all_issued) {
   int previous = 0;
   for (int step = 0; step < steps; ++step) {
     sm90::mbarrier_wait(shared.full + stage.slot * 8, stage.parity);
-    const uint64_t pixels =
-        sm90::swizzled_descriptor<128>(shared.pixels(stage.slot, kChannels == 64 ? group : 0));
-    const uint64_t weights = sm90::swizzled_descriptor<128>(
-        shared.weights(stage.slot) + (kChannels == 128 ? group * 64 * 128 : 0));
+    const uint64_t pixels = sm90::swizzled_descriptor<128>(shared.pixels(stage.slot, part));
+    const uint64_t weights = sm90::swizzled_descriptor<128>(shared.weights(stage.slot) + row * 128);
     sm90::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k)  // 32 bytes of channels each
-      sm90::wgmma<T, kPixels>(acc, weights + k * 2, pixels + k * 2, (step | k) != 0);
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i)
+        sm90::wgmma<T, kPixels>(acc[i], weights + i * (64 * 128 / 16) + k * 2, pixels + k * 2,
+                                (step | k) != 0);
     sm90::wgmma_commit();
     if (step > 0) {
       sm90::wgmma_wait<1>();
@@ -167,36 +172,10 @@ __device__ __forceinline__ void multiply(float (&acc)[kPixels / 2], int steps,
     previous = stage.slot;
     stage.advance(prm.stages);
   }
+  all_issued();
   sm90::wgmma_wait<0>();
   if (lane == 0) sm90::mbarrier_arrive(shared.empty + previous * 8);
   __syncwarp();
-}
-
-// The residual of 64 channels x kStaged pixels into a staging buffer; one thread.
-template <class T, int kStaged>
-__device__ __forceinline__ void fetch_residual(const CUtensorMap* z_map, uint32_t to,
-                                               uint32_t barrier, int channel, int pixel) {
-  sm90::mbarrier_arrive_expect_tx(barrier, kStaged * 64 * sizeof(T));
-#pragma unroll
-  for (int plane = 0; plane < int(sizeof(T)) / 2; ++plane)
-    sm90::tma_load_2d(to + plane * kStaged * 128, z_map, barrier, channel + plane * 32, pixel);
-}
-
-// Stores a staging buffer: 64 channels x kStaged pixels, TMA clips what lies outside. Channels from
-// prm.split on belong to the second output, whose box may start before its channel 0. One thread.
-template <class T, int kStaged>
-__device__ __forceinline__ void store_staged(const IgemmMaps& maps, uint32_t staged, int channel,
-                                             int pixel, const IgemmParams& prm) {
-  constexpr int kPlane = 128 / sizeof(T);  // channels of a plane
-  if (pixel >= prm.pixels) return;
-#pragma unroll
-  for (int plane = 0; plane < int(sizeof(T)) / 2; ++plane) {
-    const int c = channel + plane * kPlane;
-    const uint32_t from = staged + plane * kStaged * 128;
-    if (c < prm.split) sm90::tma_store_2d(&maps.y, from, c, pixel);
-    if (prm.split < prm.k && c < prm.k && c + kPlane > prm.split)
-      sm90::tma_store_2d(&maps.y2, from, c - prm.split, pixel);
-  }
 }
 
 inline IgemmSegment igemm_segment(const plan::ConvProblem& x, int chunks) {

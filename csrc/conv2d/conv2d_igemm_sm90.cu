@@ -5,17 +5,14 @@
 // prefetches residual tiles into the staging buffers; two consumer warpgroups multiply, add the
 // epilogue in registers, stage [pixel][channel] rows and store by TMA while the next tile loads.
 // Shared memory: stages of (weights, pixels), staging buffers per warpgroup, barriers.
-#include "conv2d/conv2d_igemm.cuh"
+#include "conv2d/conv2d_igemm_output.cuh"
 
 namespace cnnkernels {
 namespace {
 
 template <class T, int kChannels, int kPixels>
-using Layout = IgemmLayout<T, kChannels, kPixels, plan::staged_pixels(kPixels, sizeof(T))>;
-
-template <class T, int kChannels, int kPixels>
 __device__ void produce_operands(const IgemmMaps& maps, const IgemmParams& prm,
-                                 const Layout<T, kChannels, kPixels>& shared) {
+                                 const StagedLayout<T, kChannels, kPixels>& shared) {
   sm90::RingPosition at{0, 1};
   for (int index = blockIdx.x; index < prm.tiles; index += gridDim.x)
     fetch_tile<T>(maps, {0, prm.main.steps + prm.shortcut.steps},
@@ -24,8 +21,8 @@ __device__ void produce_operands(const IgemmMaps& maps, const IgemmParams& prm,
 
 template <class T, int kChannels, int kPixels>
 __device__ void produce_residual(const CUtensorMap* z_map, const IgemmParams& prm,
-                                 const Layout<T, kChannels, kPixels>& shared) {
-  using L = Layout<T, kChannels, kPixels>;
+                                 const StagedLayout<T, kChannels, kPixels>& shared) {
+  using L = StagedLayout<T, kChannels, kPixels>;
   sm90::RingPosition at{0, 1};
   for (int index = blockIdx.x; index < prm.tiles; index += gridDim.x) {
     const IgemmTile<kChannels, kPixels> tile(index, prm);
@@ -43,81 +40,30 @@ __device__ void produce_residual(const CUtensorMap* z_map, const IgemmParams& pr
   }
 }
 
-// Waits until the oldest of `buffers` staging buffers has been read by its store.
-__device__ __forceinline__ void wait_for_buffer(int buffers) {
-  if (buffers == 1)
-    sm90::tma_store_wait_read<0>();
-  else if (buffers == 2)
-    sm90::tma_store_wait_read<1>();
-  else
-    sm90::tma_store_wait_read<2>();
-}
-
 template <class T, int kChannels, int kPixels>
-struct Consumer {
-  using L = Layout<T, kChannels, kPixels>;
-  const IgemmMaps& maps;
-  const IgemmParams& prm;
-  const L& shared;
-  const int group, thread;  // warpgroup 0 or 1, thread of 128
-  float acc[kPixels / 2];
-  sm90::RingPosition stage, buffer;
-  int unreleased = -1;  // residual buffer whose store may still read it
-
-  template <int kFirst>
-  __device__ __forceinline__ void store_part(int channel, int pixel, float bias0, float bias1) {
-    const int barrier = (group * prm.buffers + buffer.slot) * 8;
-    const uint32_t staged = shared.buffer(group, buffer.slot, prm);
-    if (prm.residual)
-      sm90::mbarrier_wait(shared.residual_full + barrier, buffer.parity);
-    else if (thread == 0)
-      wait_for_buffer(prm.buffers);
-    __syncwarp();
-    sm90::named_barrier_sync(1 + group, 128);
-    sm90::store_transposed<T, L::kStaged, kFirst>(acc, bias0, bias1, prm.relu, staged, thread,
-                                                  prm.residual);
-    sm90::fence_proxy_async();
-    sm90::named_barrier_sync(1 + group, 128);
-    if (thread == 0) {
-      store_staged<T, L::kStaged>(maps, staged, channel, pixel + kFirst, prm);
-      sm90::tma_store_commit();
-      if (prm.residual) {  // the store before this one has read its buffer by now
-        if (unreleased >= 0) {
-          sm90::tma_store_wait_read<1>();
-          sm90::mbarrier_arrive(shared.residual_empty + unreleased);
-        }
-        unreleased = barrier;
-      }
-    }
-    __syncwarp();
-    buffer.advance(prm.buffers);
-    if constexpr (kFirst + L::kStaged < kPixels)
-      store_part<kFirst + L::kStaged>(channel, pixel, bias0, bias1);
+__device__ void consume(const IgemmMaps& maps, const IgemmParams& prm,
+                        const StagedLayout<T, kChannels, kPixels>& shared, int group, int thread) {
+  float acc[1][kPixels / 2];
+  sm90::RingPosition stage;
+  OutputRing<T, kChannels, kPixels> output{maps, prm, shared, group, thread};
+  for (int index = blockIdx.x; index < prm.tiles; index += gridDim.x) {
+    const IgemmTile<kChannels, kPixels> tile(index, prm);
+    const int row = kChannels == 128 ? group * 64 : 0, part = kChannels == 64 ? group : 0;
+    const ChannelBias<T> bias(prm, tile.channel + row, thread);
+    multiply<T>(acc, prm.main.steps + prm.shortcut.steps, prm, shared, part, row, thread % 32,
+                stage, [] {});
+    output.store(acc[0], tile.channel + row, tile.pixel + part * kPixels, bias);
   }
-
-  __device__ __forceinline__ void run() {
-    const T* bias = static_cast<const T*>(prm.bias);
-    for (int index = blockIdx.x; index < prm.tiles; index += gridDim.x) {
-      const IgemmTile<kChannels, kPixels> tile(index, prm);
-      const int channel = tile.channel + (kChannels == 128 ? group * 64 : 0);
-      const int pixel = tile.pixel + (kChannels == 64 ? group * kPixels : 0);
-      const int mine = channel + thread / 32 * 16 + thread % 32 / 4;
-      const float bias0 = bias && mine < prm.k ? to_float(bias[mine]) : 0.f;
-      const float bias1 = bias && mine + 8 < prm.k ? to_float(bias[mine + 8]) : 0.f;
-      multiply<T>(acc, prm.main.steps + prm.shortcut.steps, prm, shared, group, thread % 32, stage);
-      store_part<0>(channel, pixel, bias0, bias1);
-    }
-    if (thread == 0) sm90::tma_store_wait<0>();
-  }
-};
+  if (thread == 0) sm90::tma_store_wait<0>();
+}
 
 template <class T, int kChannels, int kPixels>
 __global__ void __launch_bounds__(384, 1)
     conv2d_igemm_kernel(const __grid_constant__ IgemmMaps maps,
                         const __grid_constant__ IgemmParams prm) {
-  const Layout<T, kChannels, kPixels> shared(sm90::dynamic_shared_memory(), prm);
+  const StagedLayout<T, kChannels, kPixels> shared(sm90::dynamic_shared_memory(), prm);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) shared.initialise(maps, prm);
+  if (threadIdx.x == 0) shared.initialise(maps, prm, 8);
   __syncthreads();
   sm90::wait_for_previous_kernel();
   sm90::start_next_kernel();
@@ -130,15 +76,13 @@ __global__ void __launch_bounds__(384, 1)
     return;
   }
   sm90::setmaxnreg_inc<232>();
-  Consumer<T, kChannels, kPixels> consumer{maps, prm, shared, warp / 4 - 1,
-                                           static_cast<int>(threadIdx.x % 128)};
-  consumer.run();
+  consume<T, kChannels, kPixels>(maps, prm, shared, warp / 4 - 1, threadIdx.x % 128);
 }
 
 template <class T, int kChannels, int kPixels>
 cudaError_t launch(const ConvGroup& g, cudaStream_t stream) {
   IgemmMaps maps;
-  const cudaError_t error = igemm_maps(g, Layout<T, kChannels, kPixels>::kStaged, &maps);
+  const cudaError_t error = igemm_maps(g, StagedLayout<T, kChannels, kPixels>::kStaged, &maps);
   if (error != cudaSuccess) return error;
   return launch_kernel<conv2d_igemm_kernel<T, kChannels, kPixels>>(
       {g.plan.grid, g.plan.shared_bytes, 1, g.params.early_start}, stream, maps, igemm_params(g));

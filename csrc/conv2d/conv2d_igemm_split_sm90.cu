@@ -5,7 +5,7 @@
 // timing, adds the epilogue and stores it. No workspace, no atomics. Block b: tile b / kSplit, rank
 // b % kSplit. Shared memory: stages (afterwards partial sums, one float4 per thread and 8 pixels),
 // a staging buffer per warpgroup, barriers.
-#include "conv2d/conv2d_igemm.cuh"
+#include "conv2d/conv2d_igemm_output.cuh"
 
 namespace cnnkernels {
 namespace {
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(384, 1)
   static_assert(kSlice % 8 == 0);
   const IgemmLayout<T, 128, kPixels, kSlice> shared(sm90::dynamic_shared_memory(), prm);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) shared.initialise(maps, prm);
+  if (threadIdx.x == 0) shared.initialise(maps, prm, 8);
   __syncthreads();
   sm90::cluster_arrive();
   sm90::wait_for_previous_kernel();
@@ -46,22 +46,21 @@ __global__ void __launch_bounds__(384, 1)
 
   sm90::setmaxnreg_inc<232>();
   const int group = warp / 4 - 1, thread = threadIdx.x % 128;
-  const int channel = tile.channel + group * 64, mine = channel + thread / 32 * 16 + lane / 4;
-  const T* bias = static_cast<const T*>(prm.bias);
-  const float bias0 = bias && mine < prm.k ? to_float(bias[mine]) : 0.f;
-  const float bias1 = bias && mine + 8 < prm.k ? to_float(bias[mine + 8]) : 0.f;
+  const int channel = tile.channel + group * 64;
+  const ChannelBias<T> bias(prm, channel, thread);
   // Where this thread's sums of 8 pixels lie, in every block.
   auto partial = [&](int eight) {
     return shared.stages + ((group * (kPixels / 8) + eight) * 128 + thread) * 16;
   };
   {
-    float acc[kPixels / 2];
+    float acc[1][kPixels / 2];
     sm90::RingPosition stage;
-    multiply<T>(acc, range.last - range.first, prm, shared, group, lane, stage);
+    multiply<T>(acc, range.last - range.first, prm, shared, 0, group * 64, lane, stage, [] {});
     sm90::named_barrier_sync(3, 256);  // both warpgroups have read their last stage
 #pragma unroll
     for (int i = 0; i < kPixels / 8; ++i)
-      sm90::shared_store(partial(i), {acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]});
+      sm90::shared_store(partial(i),
+                         {acc[0][4 * i], acc[0][4 * i + 1], acc[0][4 * i + 2], acc[0][4 * i + 3]});
   }
   __syncwarp();
   sm90::cluster_arrive();
@@ -85,7 +84,8 @@ __global__ void __launch_bounds__(384, 1)
   const uint32_t staged = shared.buffer(group, 0, prm);
   if (prm.residual) sm90::mbarrier_wait(shared.residual_full + group * 8, 0);
   __syncwarp();
-  sm90::store_transposed<T, kSlice>(sum, bias0, bias1, prm.relu, staged, thread, prm.residual);
+  sm90::store_transposed<T, kSlice>(sum, bias.low, bias.high, prm.relu, staged, thread,
+                                    prm.residual);
   sm90::fence_proxy_async();
   sm90::named_barrier_sync(1 + group, 128);
   if (thread == 0) {

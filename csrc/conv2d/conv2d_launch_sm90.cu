@@ -15,18 +15,19 @@ const void* advance(const void* p, int64_t bytes) {
   return p == nullptr ? nullptr : static_cast<const char*>(p) + bytes;
 }
 
-cudaError_t launch_group(const ConvGroup& group, cudaStream_t stream) {
+}  // namespace
+
+cudaError_t launch_conv2d_group(const ConvGroup& group, cudaStream_t stream) {
   switch (group.plan.instance->family) {
     case plan::Family::igemm:
-      return group.plan.instance->split > 1 ? launch_conv2d_igemm_split(group, stream)
-                                            : launch_conv2d_igemm(group, stream);
+      return group.plan.instance->pingpong    ? launch_conv2d_igemm_pingpong(group, stream)
+             : group.plan.instance->split > 1 ? launch_conv2d_igemm_split(group, stream)
+                                              : launch_conv2d_igemm(group, stream);
     case plan::Family::halo_res: return launch_conv2d_halo_res(group, stream);
     case plan::Family::halo_stream: return launch_conv2d_halo_stream(group, stream);
   }
   return cudaErrorInvalidValue;
 }
-
-}  // namespace
 
 cudaError_t launch_conv2d_sm90(const ConvParams& params, const plan::Instance* instance,
                                cudaStream_t stream) {
@@ -47,7 +48,7 @@ cudaError_t launch_conv2d_sm90(const ConvParams& params, const plan::Instance* i
     group.params.bias = advance(params.bias, i * x.k * e);
     group.params.residual = advance(params.residual, i * x.k * e);
     group.params.output = const_cast<void*>(advance(params.output, i * x.k * e));
-    const cudaError_t error = launch_group(group, stream);
+    const cudaError_t error = launch_conv2d_group(group, stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

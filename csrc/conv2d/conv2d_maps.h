@@ -1,6 +1,9 @@
 // Host side shared by the convolution launchers: planned maps to driver maps, kernel launches.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <atomic>
 #include <tuple>
 
@@ -40,9 +43,9 @@ struct LaunchShape {
   int grid, shared_bytes;
   int cluster = 1;
   bool early_start = false;  // before the stream's previous kernel has ended
+  int threads = 384;         // of a block
 };
 
-// Launches kKernel on blocks of 384 threads.
 template <auto kKernel, class... Args>
 cudaError_t launch_kernel(const LaunchShape& shape, cudaStream_t stream, const Args&... args) {
   static std::atomic<uint64_t> prepared{0};  // devices on which it may take all shared memory
@@ -57,7 +60,7 @@ cudaError_t launch_kernel(const LaunchShape& shape, cudaStream_t stream, const A
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
-  config.gridDim = shape.grid, config.blockDim = 384;
+  config.gridDim = shape.grid, config.blockDim = shape.threads;
   config.dynamicSmemBytes = shape.shared_bytes, config.stream = stream;
   config.attrs = attributes;
   if (shape.cluster > 1) {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "common/sm90/tensor_map.h"
+#include "conv2d/conv2d_maps.h"
 #include "conv2d/conv2d_stem.h"
 #include "conv2d/conv2d_stem_sm90.cuh"
 
@@ -20,10 +20,11 @@ inline int stem_sm_count() {
   return count;
 }
 
-// Everything a launch passes to the kernel.
-template <class G>
-cudaError_t stem_prepare(const StemParams& prm, int sms, StemKernelParams& k, CUtensorMap& map) {
+template <class G, class Reads>
+cudaError_t launch_stem(const StemParams& prm, cudaStream_t stream) {
   using T = typename G::T;
+  const int sms = stem_sm_count();
+  StemKernelParams k{};
   static_cast<plan::StemTiling&>(k) = plan::stem_tiling(prm, G::kShape, sms);
   k.x = prm.x, k.weight = prm.weight, k.bias = prm.bias;
   std::copy_n(prm.x_stride, 4, k.x_stride);
@@ -32,29 +33,16 @@ cudaError_t stem_prepare(const StemParams& prm, int sms, StemKernelParams& k, CU
   k.pad_h = prm.pad_h, k.pad_w = prm.pad_w, k.relu = prm.relu;
   k.input = prm.input, k.nhwc = stem_is_nhwc(prm);
 
+  CUtensorMap map;
   const uint64_t width = prm.out_q(), pixel_bytes = prm.k * sizeof(T);
   const uint64_t dims[3] = {static_cast<uint64_t>(prm.k), width,
                             static_cast<uint64_t>(prm.n) * prm.out_p()};
   const uint64_t strides[2] = {pixel_bytes, pixel_bytes * width};
   const uint32_t box[3] = {128 / sizeof(T), static_cast<uint32_t>(k.columns), 1};
-  return sm90::encode_tiled(&map, prm.dtype, 3, prm.y, dims, strides, box, 128);
-}
-
-#ifdef __CUDACC__
-template <class G, class Reads>
-cudaError_t launch_stem(const StemParams& prm, cudaStream_t stream) {
-  const int sms = stem_sm_count();
-  StemKernelParams k{};
-  CUtensorMap map;
-  cudaError_t error = stem_prepare<G>(prm, sms, k, map);
+  const cudaError_t error = sm90::encode_tiled(&map, prm.dtype, 3, prm.y, dims, strides, box, 128);
   if (error != cudaSuccess) return error;
-  auto* kernel = conv2d_stem_kernel<G, Reads>;
-  constexpr int kShared = G::kShape.shared_bytes();
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-  if (error != cudaSuccess) return error;
-  kernel<<<plan::stem_grid(k, sms), G::kThreads, kShared, stream>>>(map, k);
-  return cudaGetLastError();
+  return launch_kernel<conv2d_stem_kernel<G, Reads>>(
+      {plan::stem_grid(k, sms), G::kShape.shared_bytes(), 1, false, G::kThreads}, stream, map, k);
 }
-#endif
 
 }  // namespace cnnkernels

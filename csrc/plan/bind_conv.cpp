@@ -191,6 +191,7 @@ void bind_conv(py::module_& m) {
           d["name"] = i.name, d["channels"] = i.channels, d["pixels"] = i.pixels;
           d["row_bytes"] = i.row_bytes, d["why"] = i.why;
           d["measured"] = i.measured, d["split"] = i.split;
+          d["pingpong"] = i.pingpong;
           rows.push_back(d);
         }
         return rows;

@@ -21,6 +21,8 @@ struct Instance {
   const char* why;
   bool measured = true;  // false: no GPU has run it yet, so only its name selects it
   int split = 1;         // igemm: blocks (a cluster) that share the sums of a tile
+  bool pingpong =
+      false;  // igemm: a warpgroup owns whole tiles, one stores while the other multiplies
 };
 
 constexpr Instance kInstances[] = {
@@ -46,6 +48,12 @@ constexpr Instance kInstances[] = {
     {"igemm_128x128_k4", Family::igemm, 128, 128, 128, "a quarter of a wave", false, 4},
     {"igemm_128x64_k4", Family::igemm, 128, 64, 128, "batch 1 to 8", false, 4},
     {"igemm_128x64_k8", Family::igemm, 128, 64, 128, "batch 1", false, 8},
+    // A warpgroup's epilogue under the other's products: many tiles of short sums.
+    {"igemm_128x96_pp", Family::igemm, 128, 96, 128, "7x7 x 64 x 2048 + residual", false, 1, true},
+    {"igemm_128x144_pp", Family::igemm, 128, 144, 128, "fills the last wave: 7x7 x 96", false, 1,
+     true},
+    {"igemm_128x192_pp", Family::igemm, 128, 192, 128, "1x1 of 4 to 16 steps, large batch", false,
+     1, true},
     // Resident weights: 95-100 % of the matmul rate on VGG's 64-channel layers.
     {"halo_res_224_c128", Family::halo_res, 64, 224, 128, "C <= 64 (16-bit), maps from 28"},
     {"halo_res_112_c128", Family::halo_res, 64, 112, 128, "C <= 64 (16-bit), maps of 14"},

@@ -92,12 +92,14 @@ inline std::string reason(const ConvPlan& plan, int sms) {
   char text[256];
   std::snprintf(
       text, sizeof text,
-      "%lld tiles of %d channels x %d pixels on %d multiprocessors (%.2f waves), estimated "
+      "%lld tiles of %d channels x %d pixels on %d multiprocessors (%.2f waves)%s, estimated "
       "%.1f us: %s",
       static_cast<long long>(plan.tiles()), plan.instance->channels,
       plan.instance->pixels *
           (plan.instance->channels == 64 && plan.instance->family != Family::halo_res ? 2 : 1),
-      sms, static_cast<double>(plan.tiles()) / sms, plan.us, plan.instance->why);
+      sms, static_cast<double>(plan.tiles()) / sms,
+      plan.instance->pingpong ? ", epilogues under the next tile's sums" : "", plan.us,
+      plan.instance->why);
   return text;
 }
 

@@ -11,6 +11,13 @@ inline int clustered_blocks(int sms, int split) {
   return split == 1 ? sms : split == 2 ? std::max(2, sms / 2 * 2) : std::max(split, sms / 16 * 16);
 }
 
+// `tiles` one after another, each multiplied in `sums` clocks and stored in `epilogue`: a tile's
+// sums begin when those of the tile before have ended and the tile before that has been stored.
+inline double pingpong_clocks(int64_t tiles, double sums, double epilogue) {
+  const int64_t pairs = (tiles - 1) / 2, rest = (tiles - 1) % 2;
+  return pairs * std::max(2 * sums, sums + epilogue) + rest * sums + sums + epilogue;
+}
+
 inline void plan_igemm(const ConvProblem& x, int sms, ConvPlan& plan) {
   const Instance& i = *plan.instance;
   if (x.pool) {
@@ -57,13 +64,15 @@ inline void plan_igemm(const ConvProblem& x, int sms, ConvPlan& plan) {
   const double own_steps = static_cast<double>(ceil_div(steps, i.split));
   const double mma =
       own_steps * 4.0 * (i.pixels * (1 + kFewStages / (plan.stages * plan.stages)) + kMmaOverhead);
+  // Sums that wait for operands take as long as those arrive.
+  const double sums = std::max(mma, own_steps * (stage / rate));
   double epilogue = kEpilogueClocks + kEpilogueClocksPerPixel * i.pixels / i.split *
-                                          (x.residual ? kResidualFactor : 1);
+                                          (i.pingpong ? 2 : 1) * (x.residual ? kResidualFactor : 1);
   if (i.split > 1) epilogue += kReduceClocks + kReduceClocksPerPixel * i.pixels;
-  const double waves =
-      static_cast<double>(ceil_div(plan.tiles() * i.split, clustered_blocks(sms, i.split)));
-  plan.us = overlapped_us(
-      waves * (std::max(mma, own_steps * (stage / rate)) + epilogue) + kPrologueClocks, x.bytes());
+  const int64_t waves = ceil_div(plan.tiles() * i.split, clustered_blocks(sms, i.split));
+  const double clocks = i.pingpong ? pingpong_clocks(waves, sums, epilogue)
+                                   : static_cast<double>(waves) * (sums + epilogue);
+  plan.us = overlapped_us(clocks + kPrologueClocks, x.bytes());
 }
 
 }  // namespace cnnkernels::plan

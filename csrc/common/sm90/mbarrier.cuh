@@ -44,6 +44,10 @@ __device__ __forceinline__ void fence_proxy_async() {
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+// Counts as `threads` of a sync do, without waiting.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 template <int kRegisters>
 __device__ __forceinline__ void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -62,6 +66,12 @@ struct RingPosition {
       slot = 0;
       parity ^= 1;
     }
+  }
+  // advance() `count` times.
+  __device__ __forceinline__ void skip(int count, int slots) {
+    slot += count;
+    parity ^= slot / slots & 1;
+    slot %= slots;
   }
 };
 
