@@ -2,7 +2,8 @@
 // against an fp64 CPU reference at sampled outputs; NaN-poisoned outputs, guard zones and foreign
 // channels untouched, two runs bit-equal. Arguments: dtypes ("bf16", "f16", "f32"; all when none is
 // named), "small" for the cheap cases only, limit=N for those up to N multiplications,
-// instance=TEXT for instances with TEXT in their names.
+// instance=TEXT for instances with TEXT in their names, "rings" to run igemm instances again with
+// fewer stages, buffers and blocks than planned, which must give the same bits.
 //   nvcc -O3 -std=c++17 --expt-relaxed-constexpr -Icsrc -gencode arch=compute_90a,code=sm_90a \
 //        tests/cuda/check_conv2d.cu csrc/conv2d/conv2d_*_sm90.cu -o check_conv2d
 //   compute-sanitizer --tool memcheck ./check_conv2d bf16 small   # racecheck, synccheck likewise
@@ -55,7 +56,7 @@ std::vector<T> random_vector(size_t n, float scale) {
 }
 
 template <class T>
-int check_case(const Case& t, Dtype dtype, double tolerance, const char* only) {
+int check_case(const Case& t, Dtype dtype, double tolerance, const char* only, bool rings) {
   constexpr size_t kGuard = 4096;
   plan::ConvProblem x;
   x.n = t.n, x.c = t.c, x.h = t.h, x.w = t.w, x.k = t.k, x.r = t.r, x.s = t.s;
@@ -142,9 +143,9 @@ int check_case(const Case& t, Dtype dtype, double tolerance, const char* only) {
     if (!plan::plan_instance(x.group(), instance, 132).why_not.empty()) continue;
     if (std::strstr(instance.name, only) == nullptr) continue;
     std::vector<T> first(total), again(total);
-    for (auto* out : {&first, &again}) {
+    auto run = [&](std::vector<T>* out, auto launch) {
       CUDA_OK(cudaMemset(dy.p, 0xff, total * sizeof(T)));  // NaN
-      const cudaError_t launched = launch_conv2d_sm90(params, &instance, nullptr);
+      const cudaError_t launched = launch();
       const cudaError_t ran = cudaDeviceSynchronize();
       if (launched != cudaSuccess || ran != cudaSuccess) {
         std::printf("%s: launch %s, run %s\n", instance.name, cudaGetErrorString(launched),
@@ -152,8 +153,22 @@ int check_case(const Case& t, Dtype dtype, double tolerance, const char* only) {
         std::exit(3);
       }
       CUDA_OK(cudaMemcpy(out->data(), dy.p, total * sizeof(T), cudaMemcpyDeviceToHost));
-    }
-    const bool same = std::memcmp(first.data(), again.data(), total * sizeof(T)) == 0;
+    };
+    auto equal = [&] { return !std::memcmp(first.data(), again.data(), total * sizeof(T)); };
+    run(&first, [&] { return launch_conv2d_sm90(params, &instance, nullptr); });
+    run(&again, [&] { return launch_conv2d_sm90(params, &instance, nullptr); });
+    bool same = equal();
+    const plan::ConvPlan planned = plan::plan_instance(x, instance, 132);
+    const int least = t.residual ? 2 : 1;  // a residual's buffer is free one store later
+    if (rings && instance.family == plan::Family::igemm && instance.split == 1 && t.groups == 1)
+      for (int i = 0; i < 6; ++i) {
+        ConvGroup group{params, in_pitch, t.k, planned};
+        group.plan.stages = 2 + i % (planned.stages - 1);
+        group.plan.buffers = least + i % (planned.buffers - least + 1);
+        group.plan.grid = std::min(1 + i, planned.grid);
+        run(&again, [&] { return launch_conv2d_group(group, nullptr); });
+        same = same && equal();
+      }
     size_t foreign = 0, unwritten = 0;  // touched outside the slice, left inside it
     for (size_t i = 0; i < total; ++i) {
       const bool nan = std::isnan(value(first[i]));
@@ -247,6 +262,7 @@ int main(int argc, char** argv) {
   const bool all = !wanted("bf16") && !wanted("f16") && !wanted("f32");
   double limit = wanted("small") ? 3e8 : 1e300;
   const char* only = "";
+  const bool rings = wanted("rings");
   for (int i = 1; i < argc; ++i) {
     if (std::strncmp(argv[i], "limit=", 6) == 0) limit = std::atof(argv[i] + 6);
     if (std::strncmp(argv[i], "instance=", 9) == 0) only = argv[i] + 9;
@@ -254,9 +270,9 @@ int main(int argc, char** argv) {
   int bad = 0;
   for (const Case& t : kCases) {
     if (double(t.n) * t.h * t.w * t.c * t.k * t.r * t.s > limit) continue;
-    if (all || wanted("bf16")) bad += check_case<__nv_bfloat16>(t, Dtype::bf16, 5e-3, only);
-    if (all || wanted("f16")) bad += check_case<__half>(t, Dtype::f16, 1e-3, only);
-    if (all || wanted("f32")) bad += check_case<float>(t, Dtype::f32, 1e-3, only);
+    if (all || wanted("bf16")) bad += check_case<__nv_bfloat16>(t, Dtype::bf16, 5e-3, only, rings);
+    if (all || wanted("f16")) bad += check_case<__half>(t, Dtype::f16, 1e-3, only, rings);
+    if (all || wanted("f32")) bad += check_case<float>(t, Dtype::f32, 1e-3, only, rings);
   }
 #ifndef CNNKERNELS_EMULATED
   if (all || wanted("f16")) bad += check_early_start();

@@ -1,5 +1,4 @@
-// Stem problems with random operands and their fp64 results from the definition; shared by the
-// check on a GPU (check_stem.cu) and the one on the host (emulate_stem.cpp).
+// Stem problems with random operands and their fp64 results from the definition, for check_stem.cu.
 #pragma once
 
 #include <cuda_bf16.h>

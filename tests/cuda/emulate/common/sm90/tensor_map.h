@@ -1,24 +1,29 @@
-// Host version of csrc/common/sm90/tensor_map.h.
 #pragma once
-
-#include <cuda.h>
-
-#include "common/types.h"
+#include "emulator.h"
 
 namespace cnnkernels::sm90 {
 
 inline cudaError_t encode_tiled(CUtensorMap* map, Dtype dtype, int rank, void* base,
                                 const uint64_t* dims, const uint64_t* strides, const uint32_t* box,
-                                int swizzle_bytes, bool = false) {
-  map->base = static_cast<uint8_t*>(base), map->rank = rank;
-  map->element_bytes = dtype == Dtype::f32 ? 4 : 2;
-  for (int i = 0; i < rank; ++i) {
-    map->dims[i] = dims[i], map->box[i] = box[i];
-    if (i + 1 < rank) map->strides[i] = strides[i];
-    if (box[i] < 1 || box[i] > 256) return cudaErrorInvalidValue;
-    if (i + 1 < rank && strides[i] % 16) return cudaErrorInvalidValue;
-  }
-  if (swizzle_bytes != 128 || box[0] * map->element_bytes != 128) return cudaErrorInvalidValue;
+                                int swizzle_bytes, bool round_to_tf32 = false) {
+  emulator::TensorMap m{dtype, rank, static_cast<char*>(base)};
+  std::copy_n(dims, rank, m.dims), std::copy_n(strides, rank - 1, m.strides);
+  std::copy_n(box, rank, m.box);
+  m.swizzle = swizzle_bytes, m.round_to_tf32 = round_to_tf32;
+  emulator::register_map(map, m);
+  return cudaSuccess;
+}
+inline cudaError_t encode_im2col(CUtensorMap* map, Dtype dtype, void* base, const uint64_t* dims,
+                                 const uint64_t* strides, const int* lower, const int* upper,
+                                 int channels, int pixels, const uint32_t* element_strides,
+                                 int swizzle_bytes, bool round_to_tf32 = false) {
+  emulator::TensorMap m{dtype, 4, static_cast<char*>(base)};
+  std::copy_n(dims, 4, m.dims), std::copy_n(strides, 3, m.strides);
+  std::copy_n(element_strides, 4, m.element_strides);
+  std::copy_n(lower, 2, m.lower), std::copy_n(upper, 2, m.upper);
+  m.box[0] = channels, m.box[1] = pixels;
+  m.swizzle = swizzle_bytes, m.round_to_tf32 = round_to_tf32, m.im2col = true;
+  emulator::register_map(map, m);
   return cudaSuccess;
 }
 

@@ -1,71 +1,72 @@
-// Host version of csrc/common/sm90/wgmma.cuh: both operands K-major from shared memory.
 #pragma once
-
-#include "common/sm90/words.cuh"
-#include "machine.h"
+#include "emulator.h"
 
 namespace cnnkernels::sm90 {
 
-inline void wgmma_fence() {}
-inline void wgmma_commit() {}
+inline void wgmma_fence() { emulator::meet_warp(); }
+inline void wgmma_commit() {
+  emulator::meet_warp();
+  emulator::products().commit();
+}
 template <int kPending>
-void wgmma_wait() {}
-
+void wgmma_wait() {
+  emulator::products().wait(kPending);
+  emulator::meet_warp();
+}
 template <int kRowBytes>
-uint64_t swizzled_descriptor(uint32_t address) {
+uint64_t window_descriptor(uint32_t address, uint32_t group_bytes) {
   constexpr uint64_t layout = kRowBytes == 128 ? 1 : kRowBytes == 64 ? 2 : 3;
-  return (uint64_t(address & 0x3FFFF) >> 4) | (1ull << 16) | (uint64_t(kRowBytes * 8 / 16) << 32) |
+  return (uint64_t(address & 0x3FFFF) >> 4) | (1ull << 16) | (uint64_t(group_bytes >> 4) << 32) |
          (layout << 62);
 }
-
-// Element (row, byte) of the operand a descriptor names: rows of the swizzle's span, groups of 8
-// rows at the stride; the swizzle acts on the final address.
-inline const uint8_t* operand_at(uint64_t descriptor, int row, int byte) {
-  const int layout = descriptor >> 62;
-  const int span = layout == 1 ? 128 : layout == 2 ? 64 : 32;
-  const uint32_t start = (descriptor & 0x3fff) << 4;
-  const uint32_t stride = (descriptor >> 32 & 0x3fff) << 4;
-  const uint32_t address = start + row / 8 * stride + row % 8 * span + byte;
-  return machine::shared_at(machine::swizzle(address, span) & ~15u, 16) + address % 16;
+template <int kRowBytes>
+uint64_t swizzled_descriptor(uint32_t address) {
+  return window_descriptor<kRowBytes>(address, kRowBytes * 8);
 }
 
+inline float element(const uint8_t* p, __nv_bfloat16) {
+  uint16_t v;
+  std::memcpy(&v, p, 2);
+  return __uint_as_float(unsigned{v} << 16);
+}
+inline float element(const uint8_t* p, __half h) {
+  std::memcpy(&h, p, 2);
+  return __half2float(h);
+}
+inline float element(const uint8_t* p, float) {  // TF32: the last 13 bits are not looked at
+  uint32_t v;
+  std::memcpy(&v, p, 4);
+  return __uint_as_float(v & ~0x1fffu);
+}
+// Row i of a K-major operand: 32 bytes.
 template <class T>
-double operand_value(const uint8_t* at) {
-  T v;
-  std::memcpy(&v, at, sizeof v);
-  if constexpr (sizeof(T) == 4) {
-    uint32_t bits;
-    std::memcpy(&bits, at, 4);
-    bits &= ~0x1fffu;  // the tensor cores drop what tf32 does not have
-    std::memcpy(&v, &bits, 4);
-    return v;
-  } else {
-    return static_cast<float>(v);
+void operand_row(float* out, uint64_t descriptor, int i) {
+  const uint32_t start = (descriptor & 0x3fff) << 4, group = (descriptor >> 32 & 0x3fff) << 4;
+  const int span = 256 >> (descriptor >> 62);
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t address = start + i / 8 * group + i % 8 * span + half * 16;
+    const uint8_t* p = emulator::shared(emulator::swizzled(address, span), 16);
+    for (int k = 0; k < 16; k += sizeof(T)) *out++ = element(p + k, T{});
   }
 }
-
 template <class T, int kN>
 void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, int accumulate) {
-  constexpr int kDepth = 32 / sizeof(T);
-  const int t = threadIdx.x % 128, lane = t % 32;
-  double left[2][kDepth];
-  for (int half = 0; half < 2; ++half)
-    for (int k = 0; k < kDepth; ++k)
-      left[half][k] =
-          operand_value<T>(operand_at(a, t / 32 * 16 + lane / 4 + half * 8, k * int(sizeof(T))));
-  for (int j = 0; j < kN / 8; ++j)
-    for (int e = 0; e < 2; ++e) {
-      double sum[2] = {0, 0};
-      for (int k = 0; k < kDepth; ++k) {
-        const double right =
-            operand_value<T>(operand_at(b, 8 * j + 2 * (lane % 4) + e, k * int(sizeof(T))));
-        sum[0] += left[0][k] * right, sum[1] += left[1][k] * right;
-      }
+  float* const acc = d;
+  emulator::products().open.push_back([=] {
+    constexpr int kK = 32 / sizeof(T);
+    const int t = emulator::thread() % 128, row = t / 32 * 16 + t % 32 / 4;
+    float rows[2][kK], column[kK];
+    operand_row<T>(rows[0], a, row), operand_row<T>(rows[1], a, row + 8);
+    for (int j = 0; j < kN / 4; ++j) {  // column 8 (j / 2) + 2 (t % 4) + j % 2
+      operand_row<T>(column, b, j / 2 * 8 + 2 * (t % 4) + j % 2);
       for (int half = 0; half < 2; ++half) {
-        float& out = d[4 * j + 2 * half + e];
-        out = static_cast<float>((accumulate ? double(out) : 0.0) + sum[half]);
+        float& out = acc[j / 2 * 4 + half * 2 + j % 2];
+        float sum = accumulate ? out : 0;
+        for (int k = 0; k < kK; ++k) sum += rows[half][k] * column[k];
+        out = sum;
       }
     }
+  });
 }
 
 }  // namespace cnnkernels::sm90
