@@ -19,8 +19,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def why_not(x, weight, residual, stride, padding, dilation, groups, pool=()) -> str | None:
-    """Why no stem kernel can run. pool: () or (padding, ceil_mode) of a 3x3/2 max-pool behind it."""
+def why_not(
+    x, weight, residual, stride, padding, dilation, groups, pool=(), out_format=None
+) -> str | None:
+    """Why no stem kernel can run. pool: () or (padding, ceil_mode) of a 3x3/2 max-pool behind it;
+    out_format: the output's memory format where it isn't the input's."""
     if x.shape[1] != 3 or groups != 1:
         return "the stem kernels take 3 input channels"
     leaf = "_conv2d_stem_pool_cuda" if pool else "_conv2d_stem_cuda"
@@ -33,7 +36,7 @@ def why_not(x, weight, residual, stride, padding, dilation, groups, pool=()) -> 
         return "the stem kernels are compiled for sm_90a"
     if weight.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
         return "float32 runs in TF32, and torch.backends.cudnn.allow_tf32 is False"
-    if _args.memory_format(x) != torch.channels_last:
+    if (out_format or _args.memory_format(x)) != torch.channels_last:
         return "the stem kernels write channels_last"
     if residual is not None or list(dilation) != [1, 1] or stride[0] != stride[1]:
         return "the stem kernels take no residual or dilation, and one stride"

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import conv_flop_count
 
 from . import _args, _conv2d
+from . import conv2d_image as image
 from ._op import define
 from .relu_bias import masked
 
@@ -93,6 +94,10 @@ _define("conv2d_add_relu", residual=True, relu=True)
 
 def call(op, input, weight, bias, stride, padding, dilation, groups, residual=None, pool=()):
     """Accept torch.nn.functional.conv2d's forms, call the op, give back the input's rank."""
+    if image.differs(input, weight):
+        return _call_image(
+            op, input, weight, bias, stride, padding, dilation, groups, residual, pool
+        )
     _args.check_input(input)
     _args.check_input(weight, "weight", dims=(4,))
     batched = input.dim() == 4
@@ -107,6 +112,21 @@ def call(op, input, weight, bias, stride, padding, dilation, groups, residual=No
     tensors = (x, weight, bias) if residual is None else (x, weight, residual, bias)
     out = op(*tensors, *pairs, groups, *pool)
     return out if batched else out.squeeze(0)
+
+
+def _call_image(op, input, weight, bias, stride, padding, dilation, groups, residual, pool):
+    """``call`` on an image of another dtype than the weights'."""
+    window = image.window_of(pool)
+    pairs = (stride, padding, dilation, groups)
+    if residual is not None or window is None or isinstance(padding, str) or groups != 1:
+        return call(op, input.to(weight.dtype), weight, bias, *pairs, residual, pool)
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    stride, padding, dilation = _conv2d.check_geometry(x, weight, *pairs)
+    if dilation != [1, 1]:
+        return call(op, input.to(weight.dtype), weight, bias, *pairs, residual, pool)
+    relu = op is not torch.ops.cnnkernels.conv2d
+    out = torch.ops.cnnkernels.conv2d_image(x, weight, bias, stride, padding, relu, window)
+    return out if input.dim() == 4 else out.squeeze(0)
 
 
 def _pad(x, weight, padding, stride, dilation):
@@ -130,7 +150,10 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     Args:
         input: [N, C, H, W] or [C, H, W]; float64 (reference), float32, float16 or bfloat16;
             contiguous or channels_last (other strides are copied first). N may be 0.
-        weight: [K, C / groups, R, S], of the input's dtype and device.
+        weight: [K, C / groups, R, S], of the input's dtype and device. An image of 3 channels may
+            also be float32 or uint8 (its values 0 to 255 as they are) with float16 and bfloat16
+            weights, and uint8 with float32 ones; the output then has the weights' dtype, and is
+            channels_last where input or weight is.
         bias: [K] or None.
         stride, dilation: an int or a pair (height, width), at least 1.
         padding: an int or a pair, at least 0; or "valid" (none) or "same" (stride 1 only).

@@ -111,6 +111,7 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, dtype: torch.dtype | No
     ):
         model = copy.deepcopy(model).to(dtype)
     flat, in_spec = pytree.tree_flatten((args, kwargs))
+    given = [getattr(t, "dtype", None) for t in flat]
     if dtype is not None:
         flat = [
             t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
@@ -142,6 +143,9 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, dtype: torch.dtype | No
             program = _export(model, *pytree.tree_unflatten(flat, in_spec), dynamic=False)
             net = _flat_net(program, originals, flat)
     normalize.run(net)
+    inputs = [n for n in net.graph.nodes if n.op == "placeholder"]
+    for node, own in zip(inputs, given):
+        node.meta["given"] = own
     return Captured(net, in_spec, program.call_spec.out_spec, dynamic, flat)
 
 

@@ -29,7 +29,8 @@ class Net:
     masters: the same weights as the user's model has them; folding reads these, so that a folded
         weight is rounded once.
     Each node's ``meta["val"]`` is a fake tensor, ``meta["origin"]`` the name of the captured node
-    whose value it has, and ``meta["layers"]`` the modules it stands for.
+    whose value it has, and ``meta["layers"]`` the modules it stands for; an input's ``meta["given"]``
+    is the example's own dtype.
     """
 
     def __init__(self, graph: fx.Graph, tensors: dict, masters: dict, device: torch.device):
@@ -49,6 +50,10 @@ class Net:
     def calls(self, *targets) -> list[fx.Node]:
         """The nodes that call one of ``targets``, in graph order."""
         return [n for n in self.graph.nodes if n.op == "call_function" and n.target in targets]
+
+    def images(self) -> list[bool]:
+        """For each input whether it is an image that its only reader takes in float32."""
+        return [n.meta.get("image", False) for n in self.graph.nodes if n.op == "placeholder"]
 
     def constant(self, node) -> torch.Tensor | None:
         """The weight behind a get_attr node, in the user's precision; None for anything else."""

@@ -35,6 +35,7 @@ class Plan:
             n.meta.get("val") for n in self.net.graph.nodes if n.op == "placeholder"
         ]
         self._shapes = [getattr(t, "shape", None) for t in found.inputs]
+        self._images = self.net.images()
         self._own_weights()
         self.graph, self._pool = graph, None
         self._prepared: OrderedDict = OrderedDict()
@@ -94,8 +95,10 @@ class Plan:
 
     def cast(self, flat: list) -> list:
         return [
-            t.to(self.dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
-            for t in flat
+            t.to(torch.float32 if raw else self.dtype)
+            if isinstance(t, torch.Tensor) and t.is_floating_point()
+            else t
+            for t, raw in zip(flat, self._images)
         ]
 
     def why_not(self, flat: list) -> str | None:

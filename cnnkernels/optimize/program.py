@@ -9,11 +9,14 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
+from ..ops import _args
 from ..ops._op import OPS, use
 from . import concat, onednn, slices
 from .net import Net, ours
 
-CONVOLUTIONS = (*onednn.CONVOLUTIONS, ours.conv2d_relu_max_pool2d.default)
+CONVOLUTIONS = (
+    *onednn.CONVOLUTIONS, ours.conv2d_relu_max_pool2d.default, ours.conv2d_image.default
+)  # fmt: skip
 
 
 class Program:
@@ -25,6 +28,7 @@ class Program:
         self.packable = onednn.weights(net)  # name → the names that share its tensor
         self.choices: list[tuple[str, str]] = []
         self.places = concat.Places(net)
+        self.images = net.images()
         laid_out: dict = {}  # by tensor: a weight under two names is laid out once
         for conv in net.calls(*CONVOLUTIONS) if channels_last else ():
             if conv.args[1].op == "get_attr":
@@ -35,11 +39,11 @@ class Program:
                 self.tensors[name] = laid_out[id(weight)]
 
     def lay_out(self, flat: list) -> list:
-        """The inputs in the program's memory format."""
-        if not self.channels_last:
-            return [t.contiguous() if _is_image(t) else t for t in flat]
+        """The inputs in the program's memory format; an image that is read as it is stays dense."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return [
-            t.contiguous(memory_format=torch.channels_last) if _is_image(t) else t for t in flat
+            t if not _is_image(t) else _args.dense(t) if raw else t.contiguous(memory_format=layout)
+            for t, raw in zip(flat, self.images)
         ]
 
     @torch.no_grad()

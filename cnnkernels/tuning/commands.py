@@ -111,7 +111,7 @@ def _calls(net, x: torch.Tensor, dtype: torch.dtype) -> Iterator[Call]:
     with FakeTensorMode() as mode, torch.no_grad(), _Record() as record:
         for node in net.graph.nodes:
             if node.op == "placeholder":
-                env[node] = fake(x).to(dtype)
+                env[node] = fake(x).to(torch.float32 if node.meta.get("image") else dtype)
             elif node.op == "get_attr":
                 env[node] = fake(net.tensors[node.target])
             elif node.op == "call_function":

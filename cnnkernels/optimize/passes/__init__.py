@@ -25,6 +25,7 @@ def all_passes():
         batch_norm,
         constants,
         conv,
+        image,
         inplace,
         lrn,
         merge,
@@ -36,7 +37,8 @@ def all_passes():
     )
 
     return [
-        constants, batch_norm, lrn, projection, residual, relu_pool, conv, pool, merge, pair, inplace,
+        constants, batch_norm, lrn, projection, residual, relu_pool, conv, pool, image, merge, pair,
+        inplace,
     ]  # fmt: skip
 
 

@@ -1,0 +1,180 @@
+"""conv2d_image: a network's first convolution on an image in another dtype than the weights': float32 or
+uint8, as a decoder leaves it. The stem kernels read such an image as it is, where a cast would be a
+pass over memory of its own. conv2d, conv2d_relu and conv2d_relu_max_pool2d call it for such inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import conv_flop_count
+
+from .. import tuning
+from . import _args, _conv2d, _pool
+from . import _conv2d_stem as stem
+from ._op import Impl, define
+from .relu_bias import masked
+
+_ONES = [1, 1]
+_POOLED = {"prefix": "pool_", "name": "the convolution's output"}
+# The image's dtypes beside the weight's own.
+IMAGES = {
+    torch.float32: (torch.uint8,),
+    torch.float16: (torch.float32, torch.uint8),
+    torch.bfloat16: (torch.float32, torch.uint8),
+}
+
+
+def differs(input, weight) -> bool:
+    """Whether this is an image in a dtype of its own. Under autocast floating ones are cast anyway."""
+    return (
+        isinstance(input, torch.Tensor)
+        and isinstance(weight, torch.Tensor)
+        and input.dim() in (3, 4)
+        and input.shape[-3] == 3
+        and input.dtype in IMAGES.get(weight.dtype, ())
+        and not (input.is_floating_point() and torch.is_autocast_enabled(input.device.type))
+    )
+
+
+def window_of(pool: tuple) -> list[int] | None:
+    """conv2d_image's ``pool`` for pooling arguments (kernel, stride, padding, dilation, ceil_mode), or
+    None where it does not pool so."""
+    if not pool:
+        return []
+    kernel, step, (pad, pad_w), spread = _pool.arguments(*pool[:-1], prefix="pool_")
+    if (kernel, step, spread, pad_w) != ([3, 3], [2, 2], [1, 1], pad):
+        return None
+    return [pad, int(pool[-1])]
+
+
+def _format(x, weight) -> torch.memory_format:
+    """torch's rule for convolutions: channels_last when either operand is."""
+    formats = _args.memory_format(x), _args.memory_format(weight)
+    return torch.channels_last if torch.channels_last in formats else torch.contiguous_format
+
+
+def _check(x, weight, bias, stride, padding, pool) -> list[int]:
+    """The output's shape, after every check."""
+    _args.check_input(weight, "weight", dims=(4,))
+    allowed = (weight.dtype, *IMAGES.get(weight.dtype, ()))
+    if x.dtype not in allowed:
+        allowed = ", ".join(map(str, allowed))
+        raise ValueError(f"input has dtype {x.dtype}; with a weight of {weight.dtype}: {allowed}")
+    if x.dim() != 4 or x.shape[1] != 3:
+        raise ValueError(f"input has shape {list(x.shape)}; an image is [N, 3, H, W]")
+    if x.device != weight.device:
+        raise ValueError(f"weight is on {weight.device}, but the input is on {x.device}")
+    pairs = _conv2d.check_geometry(x, weight, stride, padding, _ONES, 1)
+    shape = _conv2d.output_shape(x, weight, *pairs)
+    _conv2d.check_operands(weight, weight, bias, None, shape)
+    if len(pool) not in (0, 2):
+        raise ValueError(f"pool is {list(pool)}; allowed are [] and [padding, ceil_mode]")
+    return _pool.out_shape(shape, *_window(pool), **_POOLED) if pool else shape
+
+
+def _window(pool) -> tuple:
+    """Kernel, stride, padding, dilation and ceil_mode of ``pool``."""
+    return [3, 3], [2, 2], [pool[0]] * 2, _ONES, bool(pool[1])
+
+
+def _chain(x, weight, bias, stride, padding, relu, pool):
+    """Cast the image, then the ops for equal dtypes, each with its own choice."""
+    ops = torch.ops.cnnkernels
+    x = x.to(weight.dtype).contiguous(memory_format=_format(x, weight))
+    if relu and pool:
+        args = x, weight, bias, stride, padding, _ONES, 1, *_window(pool)
+        return ops.conv2d_relu_max_pool2d(*args)
+    out = (ops.conv2d_relu if relu else ops.conv2d)(x, weight, bias, stride, padding)
+    return ops.max_pool2d(out, *_window(pool)) if pool else out
+
+
+def _reference(x, weight, bias, stride, padding, relu, pool):
+    _check(x, weight, bias, stride, padding, pool)
+    return _chain(x, weight, bias, stride, padding, relu, pool)
+
+
+def _cuda_why_not(x, weight, bias, stride, padding, relu, pool) -> str | None:
+    out = _format(x, weight)
+    return stem.why_not(x, weight, None, stride, padding, _ONES, 1, tuple(pool), out)
+
+
+def _cuda_held_back(x, weight, bias, stride, padding, relu, pool) -> str | None:
+    args = x, weight, bias, stride, padding, relu, pool
+    return None if _cuda_why_not(*args) else stem.unverified(x, weight, bool(pool))
+
+
+def _cuda(x, weight, bias, stride, padding, relu, pool):
+    shape = _check(x, weight, bias, stride, padding, pool)
+    if x.shape[0] == 0:
+        return weight.new_empty(shape).contiguous(memory_format=_format(x, weight))
+    leaf, args = torch.ops.cnnkernels._conv2d_stem_cuda, ()
+    if pool:
+        leaf, args = torch.ops.cnnkernels._conv2d_stem_pool_cuda, (pool[0], bool(pool[1]))
+    return leaf(_args.dense(x), weight, bias, list(stride), list(padding), relu, *args)
+
+
+def _fake(x, weight, bias=None, stride=1, padding=0, relu=False, pool=()):
+    shape = _check(x, weight, bias, stride, padding, pool)
+    return torch.empty(shape, dtype=weight.dtype, device=x.device, memory_format=_format(x, weight))
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, bias, ctx.stride, ctx.padding, ctx.relu, ctx.pool = inputs
+    # Behind a pool the convolution's output is computed again: it was never in memory.
+    ctx.save_for_backward(x, weight, bias, output if ctx.relu and not ctx.pool else None)
+
+
+def _backward(ctx, grad):
+    x, weight, bias, out = ctx.saved_tensors
+    image = x.to(weight.dtype)
+    if ctx.pool:
+        out = _chain(image, weight, bias, ctx.stride, ctx.padding, ctx.relu, [])
+        pool = _window(ctx.pool)
+        indices = torch.ops.aten.max_pool2d_with_indices(out, *pool)[1]
+        grad = torch.ops.aten.max_pool2d_with_indices_backward(grad, out, *pool, indices)
+    mask = [*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2]]
+    bias_grad = None
+    if ctx.relu:
+        grad, bias_grad = masked(grad, out, mask[2])
+    sizes = None if bias is None else list(bias.shape)
+    wanted = [*mask[:2], mask[2] and bias_grad is None]
+    found = torch.ops.aten.convolution_backward(
+        grad, image, weight, sizes, ctx.stride, ctx.padding, _ONES, False, [0, 0], 1, wanted
+    )
+    grads = [g if want else None for g, want in zip(found, wanted)]
+    if mask[0]:
+        grads[0] = grads[0].to(x.dtype)
+    return *grads[:2], grads[2] if bias_grad is None else bias_grad, *[None] * 4
+
+
+def _flops(
+    x_shape, w_shape, bias=None, stride=1, padding=0, *args, out_shape=None, **kwargs
+) -> int:
+    """The convolution's; comparisons are not counted."""
+    x, weight = (torch.empty(shape, device="meta") for shape in (x_shape, w_shape))
+    pairs = _args.pair(stride, "", 0), _args.pair(padding, "", 0), _ONES
+    return conv_flop_count(x_shape, w_shape, _conv2d.output_shape(x, weight, *pairs))
+
+
+def _tuning_key(x, weight, *args) -> str:
+    """The key for an image of the weights' dtype, and the image's own."""
+    like = torch.empty_strided(x.shape, x.stride(), dtype=weight.dtype, device="meta")
+    names = ("input", "weight", "bias", "stride", "padding", "relu", "pool")
+    key = tuning.op_key("conv2d_image", names, (like, weight, *args))
+    return f"{key}-image={str(x.dtype).removeprefix('torch.')}"
+
+
+define(
+    "conv2d_image(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1,"
+    " SymInt[2] padding=0, bool relu=False, SymInt[] pool=[]) -> Tensor",
+    impls=[
+        Impl("cuda", _cuda, _cuda_why_not, held_back=_cuda_held_back),
+        Impl("reference", _reference, _args.always),
+    ],
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast="lower",
+    flops=_flops,
+    tuning_key=_tuning_key,
+)
