@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnkernels
+from cnnkernels import _lib
+from cnnkernels.ops._op import OPS as REGISTRY
 from cnnkernels.testing import compare, oracles
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -376,3 +379,28 @@ def opcheck_cases():
         tensors = (x, weight, residual, bias) if "add" in name else (x, weight, bias)
         stride, padding, dilation, groups = geometry
         yield name, (*tensors, [*stride], [*padding], [*dilation], groups)
+
+
+def test_explain_tells_the_planners_instance_and_estimate(monkeypatch):
+    if not hasattr(_lib.plan, "conv_plans"):
+        pytest.skip("the planner was not built")
+
+    def on_paper(name, *args):  # as if the GPU were here
+        impls = REGISTRY[name].impls
+        reference = impls["reference"].fn
+        paper = dataclasses.replace(
+            impls["cuda"], why_not=lambda *a: None, fn=lambda *a, config=None: reference(*a)
+        )
+        monkeypatch.setitem(impls, "cuda", paper)
+        with cnnkernels.use("cuda"):
+            decision = cnnkernels.explain(name, *args)[0]
+        assert decision.chosen == "cuda" and decision.detail in str(decision)
+        return decision.detail
+
+    shape = (2, 64, 28, 28, 128, 3, 3, 1, 1, 1, 1)
+    x, weight, bias, geometry = draw(shape, torch.bfloat16, True)
+    best = _lib.plan.conv_choose(list(x.shape), list(weight.shape), *geometry, "bfloat16")
+    plain = on_paper("conv2d_relu", x, weight, bias, *geometry)
+    assert plain == f"{best['instance']}: {best['reason']}" and "waves" in plain
+    pooled = on_paper("conv2d_relu_max_pool2d", x, weight, bias, *geometry)
+    assert "halo" in pooled and "estimated" in pooled

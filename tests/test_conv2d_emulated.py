@@ -65,9 +65,9 @@ def runs(tmp_path_factory):
 
     tests = [ROOT / f"tests/cuda/{name}" for name in ("check_stem.cu", "check_conv2d.cu")]
     kernels = sorted((ROOT / "csrc/conv2d").glob("*_sm90.cu"))
-    shared = ROOT / "tests/cuda/emulate/emulator.cpp"
+    emulator = (ROOT / "tests/cuda/emulate").glob("*.cpp")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [*kernels, *tests, shared]))
+        objects = list(pool.map(compile_one, [*kernels, *tests, *emulator]))
         for test in tests:
             own = [o for o in objects if "check" not in o.stem or o.stem == test.stem]
             subprocess.run(["g++", *own, "-o", out / test.stem], check=True)

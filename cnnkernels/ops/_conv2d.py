@@ -220,18 +220,36 @@ def _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, 
     return cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu)
 
 
+def _cuda_plans(x, weight, residual, stride, padding, dilation, groups, pool=False) -> list[dict]:
+    """How each instance of the tensor-core kernels would run, the planner's choice first."""
+    gpu = x.device.type == "cuda" and torch.cuda.get_device_properties(x.device)
+    return _lib.plan.conv_plans(
+        list(x.shape), list(weight.shape), list(stride), list(padding), list(dilation), groups,
+        str(x.dtype).removeprefix("torch."), residual is not None, pool,
+        *([gpu.multi_processor_count] if gpu else []),
+    )  # fmt: skip
+
+
 def _cuda_configs(x, weight, bias, residual, stride, padding, dilation, groups, relu, pool=False):
     """Every instance of the tensor-core kernels that can run; the stem kernel has no choice."""
     if _cuda_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu) or (
         stem.why_not(x, weight, residual, stride, padding, dilation, groups) is None
     ):
         return []
-    plans = _lib.plan.conv_plans(
-        list(x.shape), list(weight.shape), list(stride), list(padding), list(dilation), groups,
-        str(x.dtype).removeprefix("torch."), residual is not None, pool,
-        torch.cuda.get_device_properties(x.device).multi_processor_count,
-    )  # fmt: skip
+    plans = _cuda_plans(x, weight, residual, stride, padding, dilation, groups, pool)
     return [{"instance": plan["instance"]} for plan in plans if plan["why_not"] is None]
+
+
+def cuda_detail(
+    x, weight, bias, residual, stride, padding, dilation, groups, relu, config=None, pool=False
+) -> str:
+    """Which kernel runs, in how many tiles, and the planner's estimate."""
+    if stem.why_not(x, weight, residual, stride, padding, dilation, groups) is None:
+        return "the stem kernel"
+    plans = _cuda_plans(x, weight, residual, stride, padding, dilation, groups, pool)
+    named = (config or {}).get("instance") or plans[0]["instance"]
+    plan = next(plan for plan in plans if plan["instance"] == named)
+    return f"{named}: {plan['reason']}"
 
 
 def _cuda_held_back(x, weight, bias, residual, stride, padding, dilation, groups, relu):
@@ -356,16 +374,16 @@ def implementations(*, residual: bool, relu: bool) -> list[Impl]:
             x, weight, bias, None, *geometry, relu, **config
         )
 
-    def impl(name, fn, why_not, configs=None, held_back=None, slices=False) -> Impl:
-        configs, held_back = (f and arguments(f) for f in (configs, held_back))
-        run = arguments(_wrap(fn, slices))
-        return Impl(name, run, arguments(why_not), configs=configs, held_back=held_back)
+    def impl(name, fn, why_not, slices=False, **functions) -> Impl:
+        functions = {key: arguments(f) for key, f in functions.items()}
+        return Impl(name, arguments(_wrap(fn, slices)), arguments(why_not), **functions)
 
+    compiled = {"configs": _cuda_configs, "held_back": _cuda_held_back, "detail": cuda_detail}
     return [
-        impl("cuda", _cuda, _cuda_why_not, _cuda_configs, _cuda_held_back, slices=True),
+        impl("cuda", _cuda, _cuda_why_not, slices=True, **compiled),
         impl("cudnn", _cudnn, _cudnn_why_not),
         impl("cpu", _cpu, _cpu_why_not),
         # After cpu: on CPU tensors it is Triton's interpreter.
-        impl("triton", triton_conv2d, triton_why_not, triton_configs_of),
+        impl("triton", triton_conv2d, triton_why_not, configs=triton_configs_of),
         Impl("reference", arguments(_wrap(_reference)), _args.always),
     ]

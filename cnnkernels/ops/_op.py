@@ -34,7 +34,8 @@ class Impl:
     hardware has verified out of the automatic choice: it runs only when forced or named by the
     measured table; ``held_back`` does so for some arguments, with the reason. ``configs`` gives for
     the same arguments every config (a plain dict) that ``fn`` then takes as ``config=``; None
-    stands for its own choice.
+    stands for its own choice. ``detail`` says for the same arguments and ``config=`` what ``fn`` runs,
+    for :func:`explain`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Impl:
     default: bool = True
     configs: Callable[..., list[dict]] | None = None
     held_back: Callable[..., str | None] | None = None
+    detail: Callable[..., str] | None = None
 
     @property
     def tunable(self) -> bool:
@@ -59,11 +61,14 @@ class Decision:
     rejected: dict[str, str] = field(default_factory=dict)
     config: dict | None = None
     arguments: str = ""
+    detail: str = ""  # how the implementation runs them
 
     def __str__(self) -> str:
         lines = [f"{self.op}({self.arguments}): {self.chosen} ({self.source})"]
         if self.config:
             lines.append(f"  config: {self.config}")
+        if self.detail:
+            lines.append(f"  {self.detail}")
         lines += [f"  not {name}: {reason}" for name, reason in self.rejected.items()]
         return "\n".join(lines)
 
@@ -216,10 +221,10 @@ class Op:
         raise RuntimeError(f"{self.name}: no implementation takes these arguments: {reasons}")
 
     def _decide(self, name, source, rejected, args, config=None) -> tuple[Impl, Decision]:
-        return self.impls[name], Decision(
-            self.name, name, source, rejected, config,
-            _describe(args) if _record.get() is not None else "",
-        )  # fmt: skip
+        impl, told = self.impls[name], ("", "")
+        if _record.get() is not None:
+            told = _describe(args), impl.detail(*args, config=config) if impl.detail else ""
+        return impl, Decision(self.name, name, source, rejected, config, *told)
 
     def run(self, *args):
         """The kernel registered with torch: choose, then run.

@@ -85,6 +85,14 @@ def _cuda(x, weight, bias, stride, padding, dilation, groups, *pool):
     )
 
 
+def _cuda_detail(x, weight, bias, stride, padding, dilation, groups, *pool, config=None) -> str:
+    if _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool):
+        return "the stem kernel with its pool"
+    return _conv2d.cuda_detail(
+        x, weight, bias, None, stride, padding, dilation, groups, True, config, pool=True
+    )
+
+
 def _triton_why_not(x, weight, bias, stride, padding, dilation, groups, *pool) -> str | None:
     return _windows_why_not(x, weight, stride, padding, dilation, *pool) or _conv2d.triton_why_not(
         x, weight, bias, None, stride, padding, dilation, groups, True
@@ -151,7 +159,7 @@ define(
     " SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=[], SymInt[2] pool_padding=0,"
     " SymInt[2] pool_dilation=1, bool ceil_mode=False) -> Tensor",
     impls=[
-        Impl("cuda", _cuda, _cuda_why_not, held_back=_cuda_held_back),
+        Impl("cuda", _cuda, _cuda_why_not, held_back=_cuda_held_back, detail=_cuda_detail),
         Impl("triton", _triton, _triton_why_not, default=False, configs=_triton_configs),
         Impl("reference", _chain, _args.always),
     ],

@@ -106,6 +106,7 @@ Barrier& barrier(Block& block, uint32_t address);
 void complete(Barrier& barrier);
 void cluster_arrive();
 void cluster_wait();
+void add_load(Work load);  // to be done at a random time
 void register_map(CUtensorMap* map, const TensorMap& m);
 void load(uint32_t to, const CUtensorMap* map, uint32_t barrier, std::vector<int> at,
           std::vector<int> offsets = {});
