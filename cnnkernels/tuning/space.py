@@ -66,7 +66,7 @@ def pointer_configs(conv: Conv, capability: int = 80) -> list[dict]:
     tiles = [(block_m, block_n, 4)]
     if wide and conv.pixels >= 4096:
         tiles += [(256, block_n, 8), (128, block_n, 8), (64, block_n, 4)]
-        if kg > 128:
+        if kg > 128 and not conv.residual:  # spills with one
             tiles += [(128, 256, 8)]
         if block_n > 64:
             tiles += [(128, 64, 4), (256, 64, 8)]
