@@ -1,10 +1,10 @@
 // LRN in NCHW, window of 5: a block walks the channels of a range of pixels of one image; a thread
 // keeps the window of its pixels in registers, so each square and power is computed once.
 // Rows of 8 channels (one per warp) make a stage. They come into shared memory by 16-byte
-// asynchronous copies, two stages ahead, and results leave through shared memory a stage later, so
-// one barrier per stage is enough and odd planes (55 x 55) cost no partial sectors. Rows lie a
-// pitch apart that equals the plane's size modulo 16: each keeps its address modulo 16, and moving
-// on to the next channel is one addition.
+// asynchronous copies, one or two stages ahead, and results leave through shared memory a stage
+// later, so one barrier per stage is enough and odd planes (55 x 55) cost no partial sectors. Rows
+// lie a pitch apart that equals the plane's size modulo 16: each keeps its address modulo 16, and
+// moving on to the next channel is one addition.
 #pragma once
 
 #include "common/lrn_math.cuh"
@@ -21,12 +21,15 @@ struct LrnWalkArgs {
   int pitch;  // bytes from row to row
 };
 
-template <class T>
+// kWide: how many times 512 (fp32: 256) pixels a block has, less what alignment may cost.
+template <class T, int kWide = 1>
 struct LrnWalk {
-  static constexpr int kThreads = 256, kStage = kThreads / 32;       // channels per stage
-  static constexpr int kPixels = sizeof(T) == 2 ? 2 : 1;             // per thread
-  static constexpr int kRow = kThreads * kPixels - kVecSize<T> + 1;  // 64 pieces at any alignment
-  static constexpr int kSlots = 3;                                   // stages of input
+  using Element = T;
+  static constexpr int kThreads = 256, kStage = kThreads / 32;      // channels per stage
+  static constexpr int kPixels = (sizeof(T) == 2 ? 2 : 1) * kWide;  // per thread
+  static constexpr int kRow = kThreads * kPixels - kVecSize<T> + 1;
+  static constexpr int kPieces = 2 * kWide;          // most of a row per thread of a warp
+  static constexpr int kSlots = kWide == 1 ? 3 : 2;  // stages of input
   static int pitch(int64_t plane) {
     return tile_reserve(kRow * sizeof(T)) + static_cast<int>(plane * sizeof(T) % 16);
   }
@@ -41,11 +44,12 @@ struct LrnWalk {
 // channel 2 before it and returns the result of the channel kLag before it.
 // store(c, row, tile, lane): a warp takes the results of channel c from the tile, which has the
 // address modulo 16 of row = out + c * plane.
-template <class Step, class T, bool kBias, class Store>
+template <class Step, class W, bool kBias, class Store>
 __device__ __forceinline__ void lrn_walk(const LrnWalkArgs& a, const LrnConstants& lrn,
                                          char* shared, int64_t n, int64_t p0, int pixels, int c0,
-                                         int c1, const T* out, const Store& store) {
-  using W = LrnWalk<T>;
+                                         int c1, const typename W::Element* out,
+                                         const Store& store) {
+  using T = typename W::Element;
   constexpr int kStage = W::kStage, P = W::kPixels, kStreams = Step::kStreams, kLag = Step::kLag;
   constexpr int kDelay = 2;  // gradients are needed once their channel's window is complete
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -92,7 +96,7 @@ __device__ __forceinline__ void lrn_walk(const LrnWalkArgs& a, const LrnConstant
       if (loading - kDelay * k < 0 || loading - kDelay * k >= stop) {
         for (int i = lane; i < pixels; i += 32) tile[i] = from_float<T>(0.f);
       } else if (inner) {
-        run.template load<2>(tile, row, lane, 32);
+        run.template load<W::kPieces>(tile, row, lane, 32);
       } else {
         run.load_at_end(tile, row, first, first + numel, lane, 32);
       }
@@ -113,12 +117,12 @@ __device__ __forceinline__ void lrn_walk(const LrnWalkArgs& a, const LrnConstant
   const float cut = lrn.relu ? 0.f : NAN;  // where v is at or below it, its gradient is 0
   // Threads beyond the tile's pixels work on what lies there in their rows: nobody reads it.
   Step step[P];
-  load_stage(0);
-  load_stage(stage_bytes);
+#pragma unroll
+  for (int ahead = 0; ahead < W::kSlots - 1; ++ahead) load_stage(ahead * stage_bytes);
   int slot = 0, out_slot = 0;
   const float* bias = biases;
   for (int c = begin; c < end; c += kStage) {
-    copy_async_wait<1>();
+    copy_async_wait<W::kSlots - 2>();
     __syncthreads();  // this stage's input and the last one's results are here, the rest is free
     load_stage(slot == 0 ? last_slot : slot - stage_bytes);
     store_stage(stage_bytes - out_slot);

@@ -19,10 +19,10 @@ __global__ void __launch_bounds__(LrnWalk<T>::kThreads, Step::kResident)
   const int pixels = static_cast<int>(min(int64_t{a.tile.pixels}, a.plane - p0));
   const int c1 = min(static_cast<int>(a.channels), c0 + a.tile.channels);
   T* out = static_cast<T*>(a.out) + n * a.channels * a.plane + p0;
-  lrn_walk<Step, T, kBias>(a, lrn, shared, n, p0, pixels, c0, c1, out,
-                           [&](int, T* row, const T* tile, int lane) {
-                             Run<T>(row, pixels).template store<2>(row, tile, lane, 32);
-                           });
+  lrn_walk<Step, LrnWalk<T>, kBias>(
+      a, lrn, shared, n, p0, pixels, c0, c1, out, [&](int, T* row, const T* tile, int lane) {
+        Run<T>(row, pixels).template store<LrnWalk<T>::kPieces>(row, tile, lane, 32);
+      });
 }
 
 template <class Step>

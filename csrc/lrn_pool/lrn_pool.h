@@ -1,4 +1,4 @@
-// max_pool2d(lrn(relu?(x + bias?))) in one pass, channels_last, LRN window 5, pool 3x3/2.
+// max_pool2d(lrn(relu?(x + bias?))) in one pass, LRN window 5, pool 3x3/2; backward channels_last.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,13 +9,14 @@
 namespace cnnkernels {
 
 struct LrnPoolParams {
-  const void* x;     // [N, H, W, C]
+  const void* x;     // [N, C, H, W] or, channels_last, [N, H, W, C]
   const void* bias;  // [C] or nullptr
-  void* y;           // [N, OH, OW, C]
-  uint8_t* offsets;  // [N, OH, OW, C], or nullptr
+  void* y;           // [N, C, OH, OW] in x's layout
+  uint8_t* offsets;  // as y, or nullptr
   LrnShape lrn;
   PoolShape pool;
   Dtype dtype;
+  Layout layout;
 };
 
 struct LrnPoolBackwardParams {
@@ -30,6 +31,7 @@ struct LrnPoolBackwardParams {
 };
 
 cudaError_t launch_lrn_pool(const LrnPoolParams& params, cudaStream_t stream);
+cudaError_t launch_lrn_pool_nchw(const LrnPoolParams& params, cudaStream_t stream);
 cudaError_t launch_lrn_pool_backward(const LrnPoolBackwardParams& params, cudaStream_t stream);
 
 }  // namespace cnnkernels

@@ -29,7 +29,7 @@ bool fuses(const LrnShape& lrn, const PoolShape& pool, Dtype dtype, Layout layou
   const int vector = dtype == Dtype::f32 ? 4 : 8;
   const bool vectors = pool.c % vector == 0 && aligned(x.data_ptr()) && aligned(bias);
   return plan::lrn_pool_fuses(lrn, pool, dtype, layout, vectors) &&
-         plan::lrn_pool_tile(pool, pool.c / vector).threads > 0;
+         (layout == Layout::nchw || plan::lrn_pool_tile(pool, pool.c / vector).threads > 0);
 }
 
 // x: [N, C, H, W]; bias: [C] or none. Returns (out, offsets), [N, C, OH, OW] in x's layout; offsets
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> lrn_pool_cuda(const Tensor& x, std::optional<Tensor> 
                                          Ints kernel, Ints stride, Ints padding, Ints dilation,
                                          bool ceil_mode, bool with_offsets) {
   LrnPoolParams params{};
-  const Layout layout = layout_of(x, "x");
+  const Layout layout = params.layout = layout_of(x, "x");
   params.dtype = dtype_of(x, "x");
   params.lrn = lrn_shape(x, size, alpha, beta, k, relu);
   params.pool = pool_shape({x.size(0), x.size(1), x.size(2), x.size(3)}, kernel, stride, padding,
@@ -79,7 +79,8 @@ Tensor lrn_pool_backward_cuda(const Tensor& grad, const Tensor& x, std::optional
   check_windows(params.pool, grad, offsets);
   params.bias = bias_data(x, bias);
   DeviceGuard guard(x.get_device_index());
-  if (!fuses(params.lrn, params.pool, params.dtype, layout, x, params.bias) ||
+  if (layout == Layout::nchw ||
+      !fuses(params.lrn, params.pool, params.dtype, layout, x, params.bias) ||
       !aligned(grad.data_ptr()) || !aligned(offsets.data_ptr())) {
     std::array<StableIValue, 8> stack;
     const Tensor pooled = result(*call("cnnkernels::_max_pool2d_backward_cuda", stack.data(), grad,

@@ -238,6 +238,7 @@ cudaError_t launch(const LrnPoolParams& p, cudaStream_t stream) {
 
 cudaError_t launch_lrn_pool(const LrnPoolParams& p, cudaStream_t stream) {
   if (p.pool.n * p.pool.c * p.pool.oh * p.pool.ow == 0) return cudaSuccess;
+  if (p.layout == Layout::nchw) return launch_lrn_pool_nchw(p, stream);
   return dispatch_dtype(p.dtype, [&](auto element) {
     using T = decltype(element);
     if (p.bias)

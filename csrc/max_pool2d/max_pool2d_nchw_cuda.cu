@@ -2,13 +2,11 @@
 // Block = a few whole planes, or a band of output rows of one plane: contiguous memory, so one flat
 // copy brings it into shared memory, at any alignment; outputs are staged there too and flushed in
 // 16-byte stores (odd planes, say 55 x 55, allow no vectors otherwise).
-// Item = one word of adjacent outputs (2 of 16 bit, packed) x a strip of rows: it walks down the
-// input, scans each row once and keeps the results that the next window shares. A row or column
-// before the input is the first one in it, under its own label; one beyond it counts as -inf.
+// Item = one word of adjacent outputs x a strip of rows, see common/pool_walk.cuh.
 #include "common/dispatch.cuh"
 #include "common/fast_div.h"
 #include "common/plane_tile.cuh"
-#include "common/words.cuh"
+#include "common/pool_walk.cuh"
 #include "max_pool2d/max_pool2d.h"
 
 namespace cnnkernels {
@@ -67,103 +65,15 @@ __global__ void __launch_bounds__(kThreads, 10) max_pool2d_nchw_kernel(const Arg
     uint32_t word = item;
     uint32_t strip = a.by_words.split(word);
     const int plane = a.by_strips.split(strip);
-    const int ow = word * P, r0 = strip * a.strip, r1 = min(rows, r0 + a.strip);
-    int h0 = (oh0 + r0) * S - a.pad_h;
-    const int w0 = ow * S - a.pad_w, count = min(P, a.ow - ow);
-    const Raw* plane_in = in + (plane * a.h - h_lo) * a.w;
-    const Raw* row = plane_in + max(h0, 0) * a.w + w0;
-    Raw* out_y = y_raw + (plane * rows + r0) * a.ow + ow;
-    uint8_t* out_offsets = kOffsets ? offset_tile + (plane * rows + r0) * a.ow + ow : nullptr;
-
-    // What the columns before and beyond the input are read as.
-    const bool left = w0 < 0;
-    int valid[K], fill[K];  // bits of the words of tap kw
-#pragma unroll
-    for (int kw = 0; kw < K; ++kw) {
-      valid[kw] = ~0;
-      for (int e = 0; e < P; ++e)
-        if (w0 + e * S + kw >= a.w) valid[kw] &= P == 2 ? ~(0xffff << (16 * e)) : 0;
-      fill[kw] = W::kNegInf & ~valid[kw];
-      keep(valid[kw]), keep(fill[kw]);
-    }
-    const uint32_t first_kw = left ? 1u : 0u;
-
-    // The maximum over kw in the row at `row` and its kw; moves on to the next row.
-    auto scan_row = [&](uint32_t& best, uint32_t& kw_of_best, int h) {
-      constexpr int kCols = (P - 1) * S + K;
-      uint32_t v[kCols];
-#pragma unroll
-      for (int i = 0; i < kCols; ++i) v[i] = row[i];
-      if (left) v[0] = v[1];
-#pragma unroll
-      for (int kw = 0; kw < K; ++kw) {
-        uint32_t word = P == 2 ? __byte_perm(v[kw], v[(P - 1) * S + kw], 0x5410) : v[kw];
-        if (kw == 0) {
-          best = word, kw_of_best = first_kw;
-          continue;
-        }
-        word = (word & valid[kw]) | fill[kw];
-        if (kOffsets) {
-          scan_step<T>(best, kw_of_best, word, kw * W::kPosition);
-        } else {
-          best = W::maximum(best, word);
-        }
-      }
-      if (h >= h_hi) best = W::kNegInf;
-      row += a.w;
-    };
-
-    uint32_t values[K], kws[K];  // of the window's rows
-    if (K > S) {
-#pragma unroll
-      for (int k = 0; k < K - S; ++k) {
-        scan_row(values[k], kws[k], h0 + k);
-        if (k == 0 && h0 < 0) kws[0] += K * W::kPosition, row -= a.w;
-      }
-    }
-    uint32_t any_nan = W::kNegInf;
-#pragma unroll(S == 1 ? 3 : 1)
-    for (int r = r0; r < r1; ++r, h0 += S) {
-#pragma unroll
-      for (int k = K - S; k < K; ++k) {
-        scan_row(values[k], kws[k], h0 + k);
-        if (k == 0 && h0 < 0) kws[0] += K * W::kPosition, row -= a.w;
-      }
-      uint32_t best = values[0], position = kws[0];
-#pragma unroll
-      for (int k = 1; k < K; ++k) {
-        if (kOffsets) {
-          scan_step<T>(best, position, values[k], kws[k] + k * K * W::kPosition);
-        } else {
-          best = W::maximum(best, values[k]);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < K - S; ++k) values[k] = values[k + S], kws[k] = kws[k + S];
-
-      best = W::maximum(best, floor);
-      if (kOffsets) position |= W::equal_mask(best, floor) & no_gradient;
-      if (kOffsets) any_nan = W::maximum(any_nan, best);
-      out_y[0] = static_cast<Raw>(best);
-      if (kOffsets) out_offsets[0] = static_cast<uint8_t>(position);
-      if (count > 1) {
-        out_y[1] = static_cast<Raw>(best >> 16);
-        if (kOffsets) out_offsets[1] = static_cast<uint8_t>(position >> 16);
-      }
-      out_y += a.ow;
-      if (kOffsets) out_offsets += a.ow;
-    }
-
-    if (kOffsets && W::has_nan(any_nan)) {  // rare: positions of the last NaN
-#pragma unroll 1
-      for (int tap = 0; tap < (r1 - r0) * count * K * K; ++tap) {
-        const int e = tap / (K * K) % count, r = r0 + tap / (K * K) / count;
-        const int kh = tap % (K * K) / K, kw = tap % K, at = (plane * rows + r) * a.ow + ow + e;
-        const int h = (oh0 + r) * S - a.pad_h + kh, w = w0 + e * S + kw;
-        if (h < h_lo || h >= h_hi || w < 0 || w >= a.w) continue;
-        if (W::has_nan(plane_in[h * a.w + w])) offset_tile[at] = kh * K + kw;
-      }
-    }
+    const int ow = word * P, r0 = strip * a.strip, at = (plane * rows + r0) * a.ow + ow;
+    PoolStrip<T> p;
+    p.plane = in + (plane * a.h - h_lo) * a.w;
+    p.h_hi = h_hi, p.w = a.w;
+    p.h0 = (oh0 + r0) * S - a.pad_h, p.w0 = ow * S - a.pad_w;
+    p.rows = min(a.strip, rows - r0), p.columns = min(P, a.ow - ow);
+    p.y = y_raw + at, p.offsets = offset_tile + at, p.ow = a.ow;
+    p.floor = floor, p.no_gradient = no_gradient;
+    pool_walk<K, S, kOffsets>(p);
   }
   __syncthreads();
   tile_store(y, y_tile, planes * rows * a.ow, kThreads);

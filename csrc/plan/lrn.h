@@ -53,28 +53,32 @@ struct LrnTile {
 
 constexpr int kLrnProcessors = 132;  // of an H100
 
-// `resident`: blocks that share a multiprocessor; `lag`: channels a block walks before and after
-// its own. Channels are split where that shortens the busiest multiprocessor's walk.
-inline LrnTile lrn_tile(const LrnShape& s, int pixels_per_block, int stage_channels, int lag,
-                        int resident) {
+// Splits channels where that shortens the busiest multiprocessor's walk. `blocks`: of one piece;
+// `resident`: those that share a multiprocessor; `stage`: channels a block takes at once; `lag`:
+// channels it walks before and after its own.
+inline void split_channels(LrnTile& t, int64_t c, int64_t blocks, int stage, int lag,
+                           int resident) {
+  const int64_t slots = int64_t{kLrnProcessors} * resident;
+  int64_t best = INT64_MAX;
+  for (int64_t pieces = 1; pieces == 1 || c >= 2 * stage * pieces; ++pieces) {
+    const int channels = static_cast<int>((c + pieces * stage - 1) / (pieces * stage)) * stage;
+    const int tiles = static_cast<int>((c + channels - 1) / channels);
+    if (channels > 2048) continue;  // a block keeps their biases
+    const int64_t waves = (blocks * tiles + slots - 1) / slots;
+    // A block's first loads cost about a stage.
+    const int64_t steps = waves * (channels + (tiles > 1 ? 2 * lag : lag) + stage);
+    if (steps < best) best = steps, t.channels = channels, t.channel_tiles = tiles;
+  }
+}
+
+inline LrnTile lrn_tile(const LrnShape& s, int pixels_per_block, int stage, int lag, int resident) {
   LrnTile t;
   t.pixel_tiles = static_cast<int>((s.pixels + pixels_per_block - 1) / pixels_per_block);
   t.pixels = static_cast<int>((s.pixels + t.pixel_tiles - 1) / t.pixel_tiles);
   // Where planes keep 16-byte alignment, tiles do too.
   if (s.pixels % 8 == 0) t.pixels = std::min((t.pixels + 7) / 8 * 8, pixels_per_block / 8 * 8);
   t.pixel_tiles = static_cast<int>((s.pixels + t.pixels - 1) / t.pixels);
-  const int64_t slots = int64_t{kLrnProcessors} * resident;
-  int64_t best = INT64_MAX;
-  for (int64_t pieces = 1; pieces == 1 || s.c >= 2 * stage_channels * pieces; ++pieces) {
-    const int64_t stages = (s.c + pieces * stage_channels - 1) / (pieces * stage_channels);
-    const int channels = static_cast<int>(stages * stage_channels);
-    const int tiles = static_cast<int>((s.c + channels - 1) / channels);
-    if (channels > 2048) continue;  // a block keeps their biases
-    const int64_t waves = (s.n * t.pixel_tiles * tiles + slots - 1) / slots;
-    // A block's first loads cost about a stage.
-    const int64_t steps = waves * (channels + (tiles > 1 ? 2 * lag : lag) + stage_channels);
-    if (steps < best) best = steps, t.channels = channels, t.channel_tiles = tiles;
-  }
+  split_channels(t, s.c, s.n * t.pixel_tiles, stage, lag, resident);
   return t;
 }
 

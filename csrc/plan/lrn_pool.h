@@ -1,4 +1,4 @@
-// Tiles of the fused LRN + max-pool kernel (channels_last, 3x3/2), and when it can run.
+// Tiles of the fused LRN + max-pool kernels (3x3/2), and when they can run.
 #pragma once
 
 #include <algorithm>
@@ -22,12 +22,26 @@ struct LrnPoolTile {
   int threads = 0;            // 0: the kernel can't run
 };
 
+// NCHW: rows of outputs of a block, whose input is a range of pixels of each channel; 0: it would
+// not pay. kLrnPoolPixels: most of them, at any alignment.
+constexpr int kLrnPoolPixels16 = 1017, kLrnPoolPixels32 = 509;
+inline int lrn_pool_rows(const PoolShape& s, Dtype dtype) {
+  const int most = (dtype == Dtype::f32 ? kLrnPoolPixels32 : kLrnPoolPixels16) / std::max(s.w, 1);
+  const int rows = std::min((most - 1) / 2, s.oh);
+  if (rows < std::min(2, s.oh)) return 0;  // each band repeats a row
+  const int bands = (s.oh + rows - 1) / rows;
+  return (s.oh + bands - 1) / bands;
+}
+
 inline bool lrn_pool_fuses(const LrnShape& lrn, const PoolShape& pool, Dtype dtype, Layout layout,
                            bool vectors) {
-  return layout == Layout::nhwc && pool.kernel_h == 3 && pool.kernel_w == 3 && pool.stride_h == 2 &&
-         pool.stride_w == 2 && specialised_window(pool) &&
-         pool.c * pool.h * pool.w < (int64_t{1} << 31) &&  // an image, which it indexes in 32 bits
-         choose_lrn_kernel(lrn, dtype, layout, vectors) == LrnKernel::vector;
+  const bool window = pool.kernel_h == 3 && pool.kernel_w == 3 && pool.stride_h == 2 &&
+                      pool.stride_w == 2 && specialised_window(pool);
+  const LrnKernel kernel = choose_lrn_kernel(lrn, dtype, layout, vectors);
+  if (layout == Layout::nchw)
+    return window && kernel == LrnKernel::planes && lrn_pool_rows(pool, dtype) > 0;
+  return window && kernel == LrnKernel::vector &&
+         pool.c * pool.h * pool.w < (int64_t{1} << 31);  // an image, which it indexes in 32 bits
 }
 
 // `vectors`: 16-byte vectors per pixel. A block has one thread per input column and vector;

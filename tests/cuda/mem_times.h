@@ -105,10 +105,10 @@ inline void time_shape(const Timer& timer, int64_t n, int64_t c, int side, Dtype
       if (k.first != 3 || k.second != 2) continue;
       LrnShape relu_lrn = lrn;
       relu_lrn.relu = true;
-      // In NCHW two kernels, one after the other; `to` holds what is between them.
+      // Two kernels, one after the other, where the fused one would not pay; `to` is between them.
       row("ReLU + LRN + pool 3/2", layout, inputs + outputs * size, 0, 80, [&] {
-        if (layout == Layout::nhwc)
-          return launch_lrn_pool({x, nullptr, y, nullptr, relu_lrn, s, dtype}, nullptr);
+        if (plan::lrn_pool_fuses(relu_lrn, s, dtype, layout, true))
+          return launch_lrn_pool({x, nullptr, y, nullptr, relu_lrn, s, dtype, layout}, nullptr);
         const cudaError_t error =
             launch_lrn({x, nullptr, nullptr, to, relu_lrn, dtype, layout}, nullptr);
         return error ? error
