@@ -249,7 +249,7 @@ def test_a_sum_that_is_no_projection_stays():
 
 
 def test_layers_that_pool_are_packed_convolutions_on_a_cpu():
-    """conv2d_relu_max_pool2d has no CPU kernel of its own; its convolution is packed, its ReLU pooled along."""
+    """conv2d_relu_max_pool2d's convolution is packed as any other, its ReLU pooled along."""
     model = nn.Sequential(
         cnnkernels.nn.Conv2dReLUMaxPool2d(3, 8, 3, padding=1, pool_kernel_size=3, pool_stride=2),
         cnnkernels.nn.Conv2dReLU(8, 8, 3, groups=2), cnnkernels.nn.MaxPool2d(2), nn.Flatten(),

@@ -25,6 +25,11 @@ def check_input(x: torch.Tensor, name: str = "input", dims: tuple[int, ...] = (3
         raise ValueError(f"{name} has shape {list(x.shape)}; it must have {allowed} dimensions")
 
 
+def is_batch(x) -> bool:
+    """Whether x, not checked yet, is a tensor of four dimensions: the form that the ops take."""
+    return isinstance(x, torch.Tensor) and x.dim() == 4
+
+
 def check_same(x: torch.Tensor, other: torch.Tensor, name: str, *, shape: bool = True) -> None:
     """Raise ValueError unless other has x's device and dtype (and shape)."""
     if other.device != x.device:
@@ -33,6 +38,11 @@ def check_same(x: torch.Tensor, other: torch.Tensor, name: str, *, shape: bool =
         raise ValueError(f"{name} has dtype {other.dtype}, but the input has {x.dtype}")
     if shape and other.shape != x.shape:
         raise ValueError(f"{name} has shape {list(other.shape)}; it must be {list(x.shape)}")
+
+
+def needs_gradient(*tensors) -> bool:
+    """Whether autograd follows an op on ``tensors``, which are not checked yet."""
+    return torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in tensors)
 
 
 def pair(value, name: str, minimum: int) -> list[int]:

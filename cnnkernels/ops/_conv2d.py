@@ -2,7 +2,7 @@
 
 An implementation takes (x, weight, bias, residual, stride, padding, dilation, groups, relu) and
 returns relu?(conv2d(x, weight) + bias + residual). :func:`implementations` wraps each one so that
-all of them check their arguments, take any strides and return the input's memory format.
+all of them take any strides and return the input's memory format; arguments are checked before.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional as F
 
 from .. import _lib, tuning
 from .._triton import conv2d as _triton
 from ..tuning import space
 from . import _args
 from . import _conv2d_stem as stem
+from . import _conv2d_vendor as vendor
 from ._op import Impl
 
 # --- geometry --------------------------------------------------------------------------------
@@ -73,14 +73,13 @@ def check_operands(x, weight, bias, residual, shape) -> None:
         raise ValueError(f"residual has shape {list(residual.shape)}; it must be {shape}")
 
 
-def check(x, weight, bias, residual, stride, padding, dilation, groups) -> list[int]:
-    """All checks of an op call; returns the output's shape."""
+def check(x, weight, bias, residual, stride, padding, dilation, groups) -> tuple:
+    """(stride, padding, dilation, groups), the pairs as lists, after all checks of an op call."""
     _args.check_input(x, dims=(4,))
     _args.check_input(weight, "weight", dims=(4,))
-    stride, padding, dilation = check_geometry(x, weight, stride, padding, dilation, groups)
-    shape = output_shape(x, weight, stride, padding, dilation)
-    check_operands(x, weight, bias, residual, shape)
-    return shape
+    pairs = check_geometry(x, weight, stride, padding, dilation, groups)
+    check_operands(x, weight, bias, residual, output_shape(x, weight, *pairs))
+    return *pairs, groups
 
 
 def empty(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
@@ -93,96 +92,6 @@ def tuning_key(x, weight, residual, stride, padding, dilation, groups, relu) -> 
         x.dtype, x.device.type, _args.memory_format(x) == torch.channels_last, x.shape,
         weight.shape, stride, padding, dilation, groups, residual is not None, relu,
     )  # fmt: skip
-
-
-# --- reference: plain PyTorch, every dtype ---------------------------------------------------
-
-
-def _reference(x, weight, bias, residual, stride, padding, dilation, groups, relu):
-    out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if residual is not None:
-        out += residual
-    return out.relu_() if relu else out
-
-
-# --- oneDNN on the CPU -----------------------------------------------------------------------
-
-
-@functools.cache
-def _onednn_missing(dtype: torch.dtype) -> str | None:
-    if not torch.backends.mkldnn.is_available():
-        return "this torch was built without oneDNN"
-    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
-        return f"torch {torch.__version__} has no mkldnn::_convolution_pointwise"
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "oneDNN has no bfloat16 convolution on this processor"
-    if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        return "oneDNN has no float16 convolution on this processor"
-    return None
-
-
-def _cpu_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
-    if x.device.type != "cpu":
-        return f"the input is on {x.device}"
-    if x.dtype not in _args.KERNEL_DTYPES:
-        return f"oneDNN has no convolution for {x.dtype}"
-    if not torch.backends.mkldnn.enabled:
-        return "torch.backends.mkldnn.enabled is False"
-    return _onednn_missing(x.dtype)
-
-
-def _cpu(x, weight, bias, residual, stride, padding, dilation, groups, relu):
-    fused = torch.ops.mkldnn._convolution_pointwise
-    nhwc = _args.memory_format(x) == torch.channels_last
-    if not nhwc:
-        weight = weight.contiguous()  # channels_last weights would turn the output so
-    # The ReLU is not fused: oneDNN's turns NaN into 0 (and fused it saves at most 5 % of a layer).
-    geometry = (padding, stride, dilation, groups)
-    if residual is None:
-        out = fused(x, weight, bias, *geometry, "none", [], "")
-    elif x.dtype == torch.float32 or (nhwc and groups == 1):
-        out = fused.binary(x, residual, weight, bias, *geometry, "add", 1.0, None, [], "")
-    else:  # torch adds the residual itself in NCHW or with groups, and then knows float32 only
-        out = fused(x, weight, bias, *geometry, "none", [], "")
-        out += residual
-    return out.relu_() if relu else out
-
-
-# --- cuDNN -----------------------------------------------------------------------------------
-
-
-def _cudnn_why_not(x, weight, bias, residual, stride, padding, dilation, groups, relu):
-    if x.device.type != "cuda":
-        return f"the input is on {x.device}"
-    if not torch.backends.cudnn.is_available() or not torch.backends.cudnn.enabled:
-        return "cuDNN is not available or torch.backends.cudnn.enabled is False"
-    if x.dtype not in _args.KERNEL_DTYPES:
-        return f"cuDNN's fused convolution takes no {x.dtype}"
-    if relu and groups != 1:
-        return "cuDNN's fused convolution is used with groups=1 only: not verified with more"
-    return None
-
-
-def _cudnn(x, weight, bias, residual, stride, padding, dilation, groups, relu):
-    # cuDNN turns its output channels_last when either operand is.
-    weight = _args.in_format_of(weight, x)
-    if relu and residual is None:
-        return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
-    if relu:
-        return torch.cudnn_convolution_add_relu(
-            x, weight, residual, 1.0, bias, stride, padding, dilation, groups
-        )
-    # torch binds cuDNN's fused convolution with ReLU only.
-    cudnn = torch.backends.cudnn
-    out = torch.cudnn_convolution(
-        x, weight, padding, stride, dilation, groups,
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32,
-    )  # fmt: skip
-    if bias is not None:
-        out += bias.view(1, -1, 1, 1)
-    if residual is not None:
-        out += residual
-    return out
 
 
 # --- compiled CUDA ---------------------------------------------------------------------------
@@ -343,21 +252,20 @@ def triton_conv2d(
 
 
 def _wrap(fn: Callable, slices: bool = False) -> Callable:
-    """fn with checked arguments, dense operands in x's memory format, and such an output. ``slices``:
-    fn takes a channel slice of a channels_last tensor as it is."""
+    """fn with dense operands in x's memory format, and such an output. ``slices``: fn takes a channel
+    slice of a channels_last tensor as it is."""
 
     @functools.wraps(fn)
     def run(x, weight, bias, residual, stride, padding, dilation, groups, relu, **config):
-        shape = check(x, weight, bias, residual, stride, padding, dilation, groups)
         if x.shape[0] == 0:
-            return empty(x, shape)
+            return empty(x, output_shape(x, weight, stride, padding, dilation))
+        layout = _args.memory_format(x)
         if not (slices and _args.is_channel_slice(x)):
-            x = _args.dense(x)
+            x = x.contiguous(memory_format=layout)
         if residual is not None:
-            residual = _args.in_format_of(residual, x)
-        pairs = (list(pair) for pair in (stride, padding, dilation))
-        out = fn(x, weight, bias, residual, *pairs, groups, relu, **config)
-        return out.contiguous(memory_format=_args.memory_format(x))
+            residual = residual.contiguous(memory_format=layout)
+        out = fn(x, weight, bias, residual, stride, padding, dilation, groups, relu, **config)
+        return out.contiguous(memory_format=layout)
 
     return run
 
@@ -381,9 +289,9 @@ def implementations(*, residual: bool, relu: bool) -> list[Impl]:
     compiled = {"configs": _cuda_configs, "held_back": _cuda_held_back, "detail": cuda_detail}
     return [
         impl("cuda", _cuda, _cuda_why_not, slices=True, **compiled),
-        impl("cudnn", _cudnn, _cudnn_why_not),
-        impl("cpu", _cpu, _cpu_why_not),
+        impl("cudnn", vendor.cudnn, vendor.cudnn_why_not),
+        impl("cpu", vendor.cpu, vendor.cpu_why_not),
         # After cpu: on CPU tensors it is Triton's interpreter.
         impl("triton", triton_conv2d, triton_why_not, configs=triton_configs_of),
-        Impl("reference", arguments(_wrap(_reference)), _args.always),
+        Impl("reference", arguments(_wrap(vendor.reference)), _args.always),
     ]

@@ -1,113 +1,32 @@
-"""Defining an op and deciding which of its implementations runs: the only dispatcher.
+"""Defining an op, and calling it: the only dispatcher.
 
-An op is declared once, with :func:`define`: schema, implementations, fake, autograd, autocast,
-FLOPs. Which implementation runs is decided per call, in this order: the backend forced by
-:func:`use` or ``CNNKERNELS_BACKEND`` → the measured table (:mod:`cnnkernels.tuning`) → the first
-implementation of the list that can take the arguments → the reference, which always can.
+An op is declared once, with :func:`define`: schema, checks, implementations, fake, autograd,
+autocast, FLOPs. A public function calls its :class:`Op`; from there a call goes
+
+    Op.__call__ → torch.ops.cnnkernels.<name> → torch's dispatcher → Op.run → an implementation
+
+or, where torch's dispatcher would do nothing, straight to Op.run. What depends on the arguments' kind
+only is done at the first call of that kind: checking them, and choosing who runs (_choice.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import _C
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import tuning
+from . import _choice
+from ._choice import Decision, Impl, use
 
-BACKENDS = ("auto", "cpu", "cuda", "cudnn", "triton", "reference")
+__all__ = ["LIB", "OPS", "Decision", "Impl", "Op", "define", "explain", "use"]
+
 LIB = torch.library.Library("cnnkernels", "FRAGMENT")
 OPS: dict[str, Op] = {}
-MEMO_LIMIT = 4096  # decisions kept per op
-
-
-@dataclass(frozen=True)
-class Impl:
-    """One implementation of an op.
-
-    ``fn`` takes the op's arguments; ``why_not`` takes the same arguments and returns None when
-    ``fn`` can run them, otherwise the reason. ``default=False`` keeps an implementation that no
-    hardware has verified out of the automatic choice: it runs only when forced or named by the
-    measured table; ``held_back`` does so for some arguments, with the reason. ``configs`` gives for
-    the same arguments every config (a plain dict) that ``fn`` then takes as ``config=``; None
-    stands for its own choice. ``detail`` says for the same arguments and ``config=`` what ``fn`` runs,
-    for :func:`explain`.
-    """
-
-    name: str
-    fn: Callable
-    why_not: Callable[..., str | None]
-    default: bool = True
-    configs: Callable[..., list[dict]] | None = None
-    held_back: Callable[..., str | None] | None = None
-    detail: Callable[..., str] | None = None
-
-    @property
-    def tunable(self) -> bool:
-        return self.configs is not None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Which implementation of ``op`` was chosen, on whose word, and why the others were not."""
-
-    op: str
-    chosen: str
-    source: str
-    rejected: dict[str, str] = field(default_factory=dict)
-    config: dict | None = None
-    arguments: str = ""
-    detail: str = ""  # how the implementation runs them
-
-    def __str__(self) -> str:
-        lines = [f"{self.op}({self.arguments}): {self.chosen} ({self.source})"]
-        if self.config:
-            lines.append(f"  config: {self.config}")
-        if self.detail:
-            lines.append(f"  {self.detail}")
-        lines += [f"  not {name}: {reason}" for name, reason in self.rejected.items()]
-        return "\n".join(lines)
-
-
-_forced: contextvars.ContextVar[tuple[str, bool] | None] = contextvars.ContextVar(
-    "cnnkernels_backend", default=None
-)
-_record: contextvars.ContextVar[list[Decision] | None] = contextvars.ContextVar(
-    "cnnkernels_record", default=None
-)
-
-
-def _check_backend(name: str, where: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{where} is {name!r}; allowed are {', '.join(BACKENDS)}")
-    return name
-
-
-@contextlib.contextmanager
-def use(backend: str, *, strict: bool = False) -> Iterator[None]:
-    """Prefer one backend inside the ``with`` block: "auto", "cpu", "cuda", "cudnn", "triton", "reference".
-
-    An op that has no such implementation, or whose implementation can't take the arguments, is
-    chosen automatically and :func:`explain` says so; with ``strict=True`` it raises RuntimeError.
-    ``CNNKERNELS_BACKEND`` does the same for a whole process. Affects the current thread only.
-    """
-    token = _forced.set((_check_backend(backend, "backend"), strict))
-    try:
-        yield
-    finally:
-        _forced.reset(token)
-
-
-def _forced_backend() -> tuple[str, bool]:
-    forced = _forced.get()
-    if forced is None:
-        name = os.environ.get("CNNKERNELS_BACKEND", "auto") or "auto"
-        forced = (_check_backend(name, "CNNKERNELS_BACKEND"), False)
-    return forced
+MEMO_LIMIT = 4096  # kinds of arguments remembered per op
 
 
 def explain(fn: Callable | str, *args, **kwargs) -> list[Decision]:
@@ -120,49 +39,62 @@ def explain(fn: Callable | str, *args, **kwargs) -> list[Decision]:
         if fn not in OPS:
             raise ValueError(f"fn is {fn!r}; the ops are {', '.join(sorted(OPS))}")
         fn = OPS[fn].overload
-    token = _record.set(decisions := [])
+    token = _choice.record.set(decisions := [])
     try:
         with torch.no_grad():
             fn(*args, **kwargs)
     finally:
-        _record.reset(token)
+        _choice.record.reset(token)
     return decisions
 
 
-def _describe(args: Sequence) -> str:
-    return ", ".join(
-        f"{str(a.dtype).removeprefix('torch.')}{list(a.shape)}"
-        if isinstance(a, torch.Tensor)
-        else str(a)
-        for a in args
-    )
+def _bits(*keys: str) -> int:
+    """A set of torch's dispatch keys as torch's own bits."""
+    sets = (_C.DispatchKeySet(getattr(_C.DispatchKey, key)) for key in keys)
+    return functools.reduce(int.__or__, (s.raw_repr() for s in sets))
 
 
-def _settings() -> tuple:
-    """Everything beside the arguments that a decision depends on."""
-    backends = torch.backends
-    return (
-        tuning.generation(), backends.cudnn.enabled, backends.cudnn.allow_tf32,
-        backends.mkldnn.enabled,
-    )  # fmt: skip
+_PLAIN = _bits("CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "ADInplaceOrView", "BackendSelect")
+_AUTOCAST = _bits("AutocastCPU", "AutocastCUDA")
 
 
-def _kind(a):
-    """What a decision can depend on in one argument; a tensor's alignment included."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype, a.device, a.shape, a.stride(), a.data_ptr() & 15
-    return tuple(a) if isinstance(a, list) else a
+def _undispatched(tensors: Sequence) -> bool:
+    """Whether torch's dispatcher would do nothing for a call with ``tensors`` but find the autograd
+    formula and the kernel: no autocast, mode, transform, tracer or profiler is on, and no tensor is
+    of a kind that one of the dispatcher's other kernels handles."""
+    if (
+        _C._dispatch_tls_local_include_set().raw_repr() & ~_PLAIN
+        or _AUTOCAST & ~_C._dispatch_tls_local_exclude_set().raw_repr()
+        or _C._len_torch_function_stack()
+        or _C._autograd._profiler_enabled()
+    ):
+        return False
+    for t in tensors:
+        if t is not None and (
+            type(t) not in (torch.Tensor, torch.nn.Parameter)
+            or _C._dispatch_keys(t).raw_repr() & ~(_PLAIN | _AUTOCAST)
+        ):
+            return False
+    return True
 
 
 class Op:
     """A torch op of this package and its implementations; made by :func:`define`."""
 
-    def __init__(self, name: str, impls: Sequence[Impl], tuning_key: Callable | None):
-        self.name = name
+    def __init__(self, overload: torch._ops.OpOverload, impls: Sequence[Impl], check, tuning_key):
+        arguments = overload._schema.arguments
+        self.name = overload._opname
+        self.overload = overload
         self.impls = {impl.name: impl for impl in impls}
         self.tuning_key = tuning_key
-        self.overload: torch._ops.OpOverload  # set by define()
-        self._memo: dict[tuple, tuple[Impl, Decision]] = {}  # decisions already made; see run()
+        self.argument_names = tuple(a.name for a in arguments)
+        self.tensors = sum("Tensor" in str(a.type) for a in arguments)  # they come first
+        self.check = check or (lambda *args: args[self.tensors :])
+        self.formula: type[torch.autograd.Function]  # set by define()
+        self._defaults = tuple(
+            a.default_value if a.has_default_value() else None for a in arguments
+        )
+        self._memo: dict[tuple, tuple[Callable, Sequence]] = {}  # see prepared()
 
     def key(self, args: Sequence) -> str:
         """The measured table's key for ``args``."""
@@ -172,81 +104,70 @@ class Op:
 
     def choose(self, args: Sequence) -> tuple[Impl, Decision]:
         """The implementation for ``args`` (all positional, defaults filled in)."""
-        rejected: dict[str, str] = {}
+        return _choice.choose(self, args)
 
-        def usable(name: str) -> bool:
-            if name not in self.impls:
-                rejected[name] = f"{self.name} has no {name} implementation"
-                return False
-            reason = self.impls[name].why_not(*args)
-            if reason is not None:
-                rejected[name] = reason
-            return reason is None
+    def __call__(self, *args):
+        """``torch.ops.cnnkernels.<name>(*args)`` for a public function, whose arguments (all of them)
+        may still have any form that ``check`` takes.
 
-        forced, strict = _forced_backend()
-        if forced != "auto":
-            if usable(forced):
-                return self._decide(forced, "forced", rejected, args)
-            if strict:
-                raise RuntimeError(
-                    f"{self.name}: backend {forced!r} was asked for, but {rejected[forced]}"
-                )
-
-        def held_back(name: str) -> bool:
-            reason = (hold := self.impls[name].held_back) and hold(*args)
-            if reason is not None:
-                rejected[name] = reason
-            return reason is not None
-
-        entry = tuning.lookup(self.key(args), args[0].device)
-        near = entry and entry.get("nearest")  # another shape's entry does not vouch for this one
-        if entry is not None and usable(entry["impl"]) and not (near and held_back(entry["impl"])):
-            source = f"measured table, nearest shape {near}" if near else "measured table"
-            impl, config = self.impls[entry["impl"]], entry.get("config")
-            # Of another shape or version, and not a config here: the implementation picks its own.
-            if config is not None and not (impl.configs and config in impl.configs(*args)):
-                rejected[f"{impl.name} {config}"] = "not a config for these arguments"
-                config = None
-            return self._decide(impl.name, source, rejected, args, config)
-        for impl in self.impls.values():
-            if impl.name in rejected:
-                continue
-            if not impl.default:
-                rejected[impl.name] = "not verified on this hardware yet; force it with use()"
-            elif impl.name == "triton" and args[0].device.type != "cuda":
-                rejected["triton"] = "off the GPU it is Triton's interpreter: only when forced"
-            elif not held_back(impl.name) and usable(impl.name):
-                return self._decide(impl.name, "rule", rejected, args)
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
-        raise RuntimeError(f"{self.name}: no implementation takes these arguments: {reasons}")
-
-    def _decide(self, name, source, rejected, args, config=None) -> tuple[Impl, Decision]:
-        impl, told = self.impls[name], ("", "")
-        if _record.get() is not None:
-            told = _describe(args), impl.detail(*args, config=config) if impl.detail else ""
-        return impl, Decision(self.name, name, source, rejected, config, *told)
+        torch's dispatcher is left out where it would do nothing: it takes the arguments from Python
+        to C++ and back three times, which lasts longer than a small kernel.
+        """
+        if torch.compiler.is_compiling() or not _undispatched(args[: self.tensors]):
+            return self.overload(*args[: self.tensors], *self.check(*args))
+        if torch.is_grad_enabled() and _C._any_requires_grad(*args):
+            return self.formula.apply(*args)
+        return self.run(*args)
 
     def run(self, *args):
-        """The kernel registered with torch: choose, then run.
+        """The kernel registered with torch: check, choose, run."""
+        fn, args = self.prepared((*args, *self._defaults[len(args) :]))
+        return fn(*args)
 
-        A decision is made once per kind of arguments: weighing the implementations of a convolution
-        takes longer than enqueueing it. explain() always decides anew.
+    def prepared(self, args: tuple) -> tuple[Callable, tuple]:
+        """(implementation, its arguments) for the op's. Errors are those of ``check``.
+
+        Checking and choosing is done once per kind of arguments: for a convolution both take longer
+        than enqueueing it. explain() always decides anew.
         """
-        args = (*args, *self._defaults[len(args) :])
-        record = _record.get()
-        if record is not None:
-            impl, decision = self.choose(args)
+        key = self._kind(args)
+        try:
+            known = self._memo.get(key)
+        except TypeError:  # unhashable: symbolic, or nothing that check takes
+            known, key = None, None
+        if known is None or _choice.record.get() is not None:
+            known = self._prepare(args)
+            if len(self._memo) >= MEMO_LIMIT:
+                self._memo.clear()
+            if key is not None:
+                self._memo[key] = known
+        fn, rest = known
+        return fn, (*args[: self.tensors], *rest)
+
+    def _prepare(self, args: tuple) -> tuple[Callable, Sequence]:
+        rest = self.check(*args)
+        impl, decision = self.choose((*args[: self.tensors], *rest))
+        if (record := _choice.record.get()) is not None:
             record.append(decision)
-        else:
-            key = (_forced_backend(), _settings(), *map(_kind, args))
-            if key not in self._memo:
-                if len(self._memo) >= MEMO_LIMIT:
-                    self._memo.clear()
-                self._memo[key] = self.choose(args)
-            impl, decision = self._memo[key]
-        if impl.tunable:
-            return impl.fn(*args, config=decision.config)
-        return impl.fn(*args)
+        fn = functools.partial(impl.fn, config=decision.config) if impl.tunable else impl.fn
+        return fn, rest
+
+    def _kind(self, args: tuple) -> tuple:
+        """What check and choice can depend on; of a tensor its alignment too, but not its values."""
+        kind = [_choice.settings()]
+        for t in args[: self.tensors]:
+            kind.append(
+                t if t is None else (t.dtype, t.device, t.shape, t.stride(), t.data_ptr() & 15)
+            )
+        types = []  # True == 1 == 1.0, but check tells them apart
+        for a in args[self.tensors :]:
+            if isinstance(a, (list, tuple)):
+                kind.append(tuple(a))
+                types.extend(map(type, a))
+            else:
+                kind.append(a)
+                types.append(type(a))
+        return (*kind, *types)
 
 
 def define(
@@ -254,14 +175,18 @@ def define(
     *,
     impls: Sequence[Impl],
     fake: Callable,
-    setup_context: Callable | None = None,
-    backward: Callable | None = None,
+    setup_context: Callable,
+    backward: Callable,
+    check: Callable | None = None,
     autocast: str | None = None,
     flops: Callable | None = None,
     tuning_key: Callable | None = None,
 ) -> Op:
-    """Register ``cnnkernels::<schema>`` with torch and return its :class:`Op`.
+    """Register ``cnnkernels::<schema>`` with torch and return its :class:`Op`. Tensors come first.
 
+    check: raises TypeError or ValueError on arguments that the op doesn't take, and returns those
+    after the tensors in the form that implementations, fake and autograd are given. What it says must
+    follow from the tensors' dtypes, devices, shapes and strides. None: the arguments as they are.
     fake: the op on fake tensors (shapes, dtypes and strides of the outputs).
     setup_context, backward: as in :func:`torch.library.register_autograd`.
     autocast: "lower" casts floating inputs to the autocast dtype (matrix ops), "promote" to the
@@ -270,22 +195,32 @@ def define(
     tuning_key: arguments → key in the measured table, where :func:`tuning.op_key` won't do.
     """
     name = schema.split("(", 1)[0]
-    op = Op(name, impls, tuning_key)
     LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    op.overload = getattr(torch.ops.cnnkernels, name).default
-    op.argument_names = tuple(a.name for a in op.overload._schema.arguments)
-    op._defaults = tuple(
-        a.default_value if a.has_default_value() else None for a in op.overload._schema.arguments
-    )
+    op = Op(getattr(torch.ops.cnnkernels, name).default, impls, check, tuning_key)
     LIB.impl(name, op.run, "CompositeExplicitAutograd")
-    # torch leaves out trailing arguments that have their default value; put them back.
-    torch.library.register_fake(
-        f"cnnkernels::{name}", lambda *args: fake(*args, *op._defaults[len(args) :]), lib=LIB
+
+    # torch leaves out trailing arguments that have their default value; its backward counts without.
+    def checked_fake(*args):
+        args = (*args, *op._defaults[len(args) :])
+        return fake(*args[: op.tensors], *op.check(*args))
+
+    def counting_backward(ctx, *grads):
+        missing = len(op._defaults) - len(ctx.needs_input_grad)
+        ctx.needs_input_grad = (*ctx.needs_input_grad, *[False] * missing)
+        return backward(ctx, *grads)
+
+    def forward(ctx, *args):
+        fn, args = op.prepared(args)
+        out = fn(*args)
+        setup_context(ctx, args, out)
+        return out
+
+    torch.library.register_fake(f"cnnkernels::{name}", checked_fake, lib=LIB)
+    torch.library.register_autograd(
+        f"cnnkernels::{name}", counting_backward, setup_context=setup_context, lib=LIB
     )
-    if backward is not None:
-        torch.library.register_autograd(
-            f"cnnkernels::{name}", backward, setup_context=setup_context, lib=LIB
-        )
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    op.formula = type(f"cnnkernels_{name}", (torch.autograd.Function,), methods)
     if autocast is not None:
         for device in ("CPU", "CUDA"):
             LIB.impl(name, _autocast_kernel(op, device, autocast), f"Autocast{device}")

@@ -87,13 +87,20 @@ _triton_impl = Impl(
 # --- the ops ---------------------------------------------------------------------------------
 
 
+def _check(input, residual) -> tuple:
+    _args.check_input(input, dims=tuple(range(9)))
+    _args.check_input(residual, "residual", dims=(input.dim(),))
+    _args.check_same(input, residual, "residual")
+    return ()
+
+
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(output)
 
 
 def _backward(ctx, grad):
     (out,) = ctx.saved_tensors
-    grad = torch.ops.aten.threshold_backward(grad, out, 0)
+    grad = torch.ops.aten.threshold_backward.default(grad, out, 0)
     return grad, grad
 
 
@@ -105,7 +112,7 @@ def _flops(input_shape, residual_shape, *args, out_shape=None, **kwargs) -> int:
     return n
 
 
-define(
+_ADD_RELU = define(
     "add_relu(Tensor input, Tensor residual) -> Tensor",
     impls=[
         _leaf("cuda", with_mask=False),
@@ -113,6 +120,7 @@ define(
         _triton_impl,  # after cpu: on CPU tensors it is Triton's interpreter
         Impl("reference", _reference, _args.always),
     ],
+    check=_check,
     fake=lambda input, residual: torch.empty_like(input),
     setup_context=_setup_context,
     backward=_backward,
@@ -134,17 +142,18 @@ def mask_backward(ctx, grad, _grad_mask):
         grad = torch.empty_strided(
             grad.shape, ctx.out_stride, dtype=grad.dtype, device=grad.device
         ).copy_(grad)
-    grad = torch.ops.cnnkernels._relu_backward_mask(grad, mask)
+    grad = _GRADIENT(grad, mask)
     return grad, grad
 
 
-define(
+_WITH_MASK = define(
     "_add_relu_with_mask(Tensor input, Tensor residual) -> (Tensor, Tensor)",
     impls=[
         _leaf("cuda", with_mask=True),
         _leaf("cpu", with_mask=True),
         Impl("reference", _reference_with_mask, _args.always),
     ],
+    check=_check,
     fake=lambda input, residual: (
         torch.empty_like(input),
         input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8),
@@ -168,10 +177,10 @@ def _double_backward(ctx, grad):
         grad = torch.empty_strided(
             grad.shape, ctx.grad_stride, dtype=grad.dtype, device=grad.device
         ).copy_(grad)
-    return torch.ops.cnnkernels._relu_backward_mask(grad, mask), None
+    return _GRADIENT(grad, mask), None
 
 
-define(
+_GRADIENT = define(
     "_relu_backward_mask(Tensor grad, Tensor mask) -> Tensor",
     impls=[
         _leaf_backward("cuda"),
@@ -201,9 +210,6 @@ def add_relu(input: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
-    _args.check_input(input, dims=tuple(range(9)))
-    _args.check_input(residual, "residual", dims=(input.dim(),))
-    _args.check_same(input, residual, "residual")
-    if torch.is_grad_enabled() and (input.requires_grad or residual.requires_grad):
-        return torch.ops.cnnkernels._add_relu_with_mask(input, residual)[0]
-    return torch.ops.cnnkernels.add_relu(input, residual)
+    if _args.needs_gradient(input, residual):
+        return _WITH_MASK(input, residual)[0]
+    return _ADD_RELU(input, residual)

@@ -12,13 +12,13 @@ from torch.utils.flop_counter import conv_flop_count
 
 from . import _args, _conv2d
 from . import conv2d_image as image
-from ._op import define
+from ._op import Op, define
 from .relu_bias import masked
 
 GEOMETRY = "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1"
 
 
-def _define(name: str, *, residual: bool, relu: bool) -> None:
+def _define(name: str, *, residual: bool, relu: bool) -> Op:
     """Register cnnkernels::<name>: conv2d, with or without a residual and a ReLU."""
 
     def split(args):
@@ -29,10 +29,15 @@ def _define(name: str, *, residual: bool, relu: bool) -> None:
         x, weight, bias, *geometry = args
         return x, weight, bias, None, *geometry
 
-    def fake(*args):
-        args = (*args, *((None, 1, 0, 1, 1)[len(args) - 2 - residual :]))
+    def check(*args):
         x, weight, bias, z, *geometry = split(args)
-        return _conv2d.empty(x, _conv2d.check(x, weight, bias, z, *geometry))
+        if residual:
+            _args.check_input(z, "residual", dims=(4,))
+        return _conv2d.check(x, weight, bias, z, *geometry)
+
+    def fake(*args):
+        x, weight, _, _, *pairs, _groups = split(args)
+        return _conv2d.empty(x, _conv2d.output_shape(x, weight, *pairs))
 
     def setup_context(ctx, inputs, output):
         x, weight, bias, _residual, *ctx.geometry = split(inputs)
@@ -50,7 +55,7 @@ def _define(name: str, *, residual: bool, relu: bool) -> None:
         mask[2] = mask[2] and bias_grad is None
         grads = (None, None, None)
         if any(mask):
-            grads = torch.ops.aten.convolution_backward(
+            grads = torch.ops.aten.convolution_backward.default(
                 grad, x, weight, ctx.bias_sizes, stride, padding, dilation, False, [0, 0], groups,
                 mask,
             )  # fmt: skip
@@ -72,9 +77,10 @@ def _define(name: str, *, residual: bool, relu: bool) -> None:
         return _conv2d.tuning_key(x, weight, z, *geometry, relu)
 
     z = "Tensor residual, " if residual else ""
-    define(
+    return define(
         f"{name}(Tensor input, Tensor weight, {z}Tensor? bias=None, {GEOMETRY}) -> Tensor",
         impls=_conv2d.implementations(residual=residual, relu=relu),
+        check=check,
         fake=fake,
         setup_context=setup_context,
         backward=backward,
@@ -84,49 +90,49 @@ def _define(name: str, *, residual: bool, relu: bool) -> None:
     )
 
 
-_define("conv2d", residual=False, relu=False)
-_define("conv2d_relu", residual=False, relu=True)
-_define("conv2d_add", residual=True, relu=False)
-_define("conv2d_add_relu", residual=True, relu=True)
+CONV2D = _define("conv2d", residual=False, relu=False)
+CONV2D_RELU = _define("conv2d_relu", residual=False, relu=True)
+CONV2D_ADD = _define("conv2d_add", residual=True, relu=False)
+CONV2D_ADD_RELU = _define("conv2d_add_relu", residual=True, relu=True)
 
 # --- public functions ------------------------------------------------------------------------
 
 
-def call(op, input, weight, bias, stride, padding, dilation, groups, residual=None, pool=()):
-    """Accept torch.nn.functional.conv2d's forms, call the op, give back the input's rank."""
-    if image.differs(input, weight):
-        return _call_image(
-            op, input, weight, bias, stride, padding, dilation, groups, residual, pool
-        )
-    _args.check_input(input)
+def call(op: Op, input, weight, others, stride, padding, dilation, groups, pool=()):
+    """Accept torch.nn.functional.conv2d's forms, call the op, give back the input's rank. ``others``:
+    (bias,) or (residual, bias)."""
+    geometry = stride, padding, dilation, groups
+    if not (_args.is_batch(input) and _args.is_batch(weight)) or isinstance(padding, str):
+        return _call_other_form(op, input, weight, others, *geometry, pool)
+    if input.dtype != weight.dtype and image.differs(input, weight):
+        return _call_image(op, input, weight, others, *geometry, pool)
+    return op(input, weight, *others, *geometry, *pool)
+
+
+def _call_other_form(op: Op, input, weight, others, stride, padding, dilation, groups, pool):
+    """``call`` without a batch or with padding="same" or "valid"."""
+    if not image.differs(input, weight):
+        _args.check_input(input)
     _args.check_input(weight, "weight", dims=(4,))
+    *residual, bias = others
+    for z in residual:
+        _args.check_input(z, "residual", dims=(input.dim(),))
     batched = input.dim() == 4
-    x = input if batched else input.unsqueeze(0)
-    if residual is not None:
-        _args.check_input(residual, "residual", dims=(input.dim(),))
-        residual = residual if batched else residual.unsqueeze(0)
+    x, *residual = (t if batched else t.unsqueeze(0) for t in (input, *residual))
     if isinstance(padding, str):
         x, padding = _pad(x, weight, padding, stride, dilation)
-    pairs = _conv2d.check_geometry(x, weight, stride, padding, dilation, groups)
-    _conv2d.check_operands(x, weight, bias, residual, _conv2d.output_shape(x, weight, *pairs))
-    tensors = (x, weight, bias) if residual is None else (x, weight, residual, bias)
-    out = op(*tensors, *pairs, groups, *pool)
+    out = call(op, x, weight, (*residual, bias), stride, padding, dilation, groups, pool)
     return out if batched else out.squeeze(0)
 
 
-def _call_image(op, input, weight, bias, stride, padding, dilation, groups, residual, pool):
+def _call_image(op: Op, x, weight, others, stride, padding, dilation, groups, pool):
     """``call`` on an image of another dtype than the weights'."""
     window = image.window_of(pool)
-    pairs = (stride, padding, dilation, groups)
-    if residual is not None or window is None or isinstance(padding, str) or groups != 1:
-        return call(op, input.to(weight.dtype), weight, bias, *pairs, residual, pool)
-    x = input if input.dim() == 4 else input.unsqueeze(0)
-    stride, padding, dilation = _conv2d.check_geometry(x, weight, *pairs)
-    if dilation != [1, 1]:
-        return call(op, input.to(weight.dtype), weight, bias, *pairs, residual, pool)
-    relu = op is not torch.ops.cnnkernels.conv2d
-    out = torch.ops.cnnkernels.conv2d_image(x, weight, bias, stride, padding, relu, window)
-    return out if input.dim() == 4 else out.squeeze(0)
+    *pairs, spread = _conv2d.check_geometry(x, weight, stride, padding, dilation, groups)
+    if len(others) > 1 or window is None or groups != 1 or spread != [1, 1]:
+        x = x.to(weight.dtype)
+        return op(x, weight, *others, stride, padding, dilation, groups, *pool)
+    return image.CONV2D_IMAGE(x, weight, *others, *pairs, op is not CONV2D, window)
 
 
 def _pad(x, weight, padding, stride, dilation):
@@ -166,8 +172,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
-    op = torch.ops.cnnkernels.conv2d
-    return call(op, input, weight, bias, stride, padding, dilation, groups)
+    return call(CONV2D, input, weight, (bias,), stride, padding, dilation, groups)
 
 
 def conv2d_relu(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -175,22 +180,17 @@ def conv2d_relu(input, weight, bias=None, stride=1, padding=0, dilation=1, group
 
     For training the output is kept: it tells where the ReLU was open.
     """
-    op = torch.ops.cnnkernels.conv2d_relu
-    return call(op, input, weight, bias, stride, padding, dilation, groups)
+    return call(CONV2D_RELU, input, weight, (bias,), stride, padding, dilation, groups)
 
 
 def conv2d_add(input, weight, residual, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """``conv2d(input, weight, bias, …) + residual`` in one pass; arguments as for :func:`conv2d`,
     and residual: a tensor of the output's shape, the input's dtype and device."""
-    op = torch.ops.cnnkernels.conv2d_add
-    _args.check_input(residual, "residual")
-    return call(op, input, weight, bias, stride, padding, dilation, groups, residual)
+    return call(CONV2D_ADD, input, weight, (residual, bias), stride, padding, dilation, groups)
 
 
 def conv2d_add_relu(input, weight, residual, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """``relu(conv2d(input, weight, bias, …) + residual)`` in one pass: the end of a residual block
     (He et al. 2015). Arguments as for :func:`conv2d`, and residual: a tensor of the output's shape,
     the input's dtype and device."""
-    op = torch.ops.cnnkernels.conv2d_add_relu
-    _args.check_input(residual, "residual")
-    return call(op, input, weight, bias, stride, padding, dilation, groups, residual)
+    return call(CONV2D_ADD_RELU, input, weight, (residual, bias), stride, padding, dilation, groups)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import conv_flop_count
 from .. import tuning
 from . import _args, _conv2d, _pool
 from . import _conv2d_stem as stem
-from ._op import Impl, define
+from ._op import OPS, Impl, define
 from .relu_bias import masked
 
 _ONES = [1, 1]
@@ -53,8 +53,7 @@ def _format(x, weight) -> torch.memory_format:
     return torch.channels_last if torch.channels_last in formats else torch.contiguous_format
 
 
-def _check(x, weight, bias, stride, padding, pool) -> list[int]:
-    """The output's shape, after every check."""
+def _check(x, weight, bias, stride, padding, relu, pool) -> tuple:
     _args.check_input(weight, "weight", dims=(4,))
     allowed = (weight.dtype, *IMAGES.get(weight.dtype, ()))
     if x.dtype not in allowed:
@@ -64,11 +63,16 @@ def _check(x, weight, bias, stride, padding, pool) -> list[int]:
         raise ValueError(f"input has shape {list(x.shape)}; an image is [N, 3, H, W]")
     if x.device != weight.device:
         raise ValueError(f"weight is on {weight.device}, but the input is on {x.device}")
-    pairs = _conv2d.check_geometry(x, weight, stride, padding, _ONES, 1)
-    shape = _conv2d.output_shape(x, weight, *pairs)
-    _conv2d.check_operands(weight, weight, bias, None, shape)
+    stride, padding, _ = _conv2d.check_geometry(x, weight, stride, padding, _ONES, 1)
     if len(pool) not in (0, 2):
         raise ValueError(f"pool is {list(pool)}; allowed are [] and [padding, ceil_mode]")
+    _conv2d.check_operands(weight, weight, bias, None, _shape(x, weight, stride, padding, pool))
+    return stride, padding, relu, pool
+
+
+def _shape(x, weight, stride, padding, pool) -> list[int]:
+    """The output's; ValueError when a window doesn't fit."""
+    shape = _conv2d.output_shape(x, weight, stride, padding, _ONES)
     return _pool.out_shape(shape, *_window(pool), **_POOLED) if pool else shape
 
 
@@ -79,18 +83,12 @@ def _window(pool) -> tuple:
 
 def _chain(x, weight, bias, stride, padding, relu, pool):
     """Cast the image, then the ops for equal dtypes, each with its own choice."""
-    ops = torch.ops.cnnkernels
     x = x.to(weight.dtype).contiguous(memory_format=_format(x, weight))
+    geometry = stride, padding, _ONES, 1
     if relu and pool:
-        args = x, weight, bias, stride, padding, _ONES, 1, *_window(pool)
-        return ops.conv2d_relu_max_pool2d(*args)
-    out = (ops.conv2d_relu if relu else ops.conv2d)(x, weight, bias, stride, padding)
-    return ops.max_pool2d(out, *_window(pool)) if pool else out
-
-
-def _reference(x, weight, bias, stride, padding, relu, pool):
-    _check(x, weight, bias, stride, padding, pool)
-    return _chain(x, weight, bias, stride, padding, relu, pool)
+        return OPS["conv2d_relu_max_pool2d"](x, weight, bias, *geometry, *_window(pool))
+    out = OPS["conv2d_relu" if relu else "conv2d"](x, weight, bias, *geometry)
+    return OPS["max_pool2d"](out, *_window(pool)) if pool else out
 
 
 def _cuda_why_not(x, weight, bias, stride, padding, relu, pool) -> str | None:
@@ -104,17 +102,16 @@ def _cuda_held_back(x, weight, bias, stride, padding, relu, pool) -> str | None:
 
 
 def _cuda(x, weight, bias, stride, padding, relu, pool):
-    shape = _check(x, weight, bias, stride, padding, pool)
     if x.shape[0] == 0:
-        return weight.new_empty(shape).contiguous(memory_format=_format(x, weight))
+        return _fake(x, weight, bias, stride, padding, relu, pool)
     leaf, args = torch.ops.cnnkernels._conv2d_stem_cuda, ()
     if pool:
         leaf, args = torch.ops.cnnkernels._conv2d_stem_pool_cuda, (pool[0], bool(pool[1]))
-    return leaf(_args.dense(x), weight, bias, list(stride), list(padding), relu, *args)
+    return leaf(_args.dense(x), weight, bias, stride, padding, relu, *args)
 
 
-def _fake(x, weight, bias=None, stride=1, padding=0, relu=False, pool=()):
-    shape = _check(x, weight, bias, stride, padding, pool)
+def _fake(x, weight, bias, stride, padding, relu, pool):
+    shape = _shape(x, weight, stride, padding, pool)
     return torch.empty(shape, dtype=weight.dtype, device=x.device, memory_format=_format(x, weight))
 
 
@@ -130,15 +127,15 @@ def _backward(ctx, grad):
     if ctx.pool:
         out = _chain(image, weight, bias, ctx.stride, ctx.padding, ctx.relu, [])
         pool = _window(ctx.pool)
-        indices = torch.ops.aten.max_pool2d_with_indices(out, *pool)[1]
-        grad = torch.ops.aten.max_pool2d_with_indices_backward(grad, out, *pool, indices)
+        indices = torch.ops.aten.max_pool2d_with_indices.default(out, *pool)[1]
+        grad = torch.ops.aten.max_pool2d_with_indices_backward.default(grad, out, *pool, indices)
     mask = [*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2]]
     bias_grad = None
     if ctx.relu:
         grad, bias_grad = masked(grad, out, mask[2])
     sizes = None if bias is None else list(bias.shape)
     wanted = [*mask[:2], mask[2] and bias_grad is None]
-    found = torch.ops.aten.convolution_backward(
+    found = torch.ops.aten.convolution_backward.default(
         grad, image, weight, sizes, ctx.stride, ctx.padding, _ONES, False, [0, 0], 1, wanted
     )
     grads = [g if want else None for g, want in zip(found, wanted)]
@@ -164,13 +161,14 @@ def _tuning_key(x, weight, *args) -> str:
     return f"{key}-image={str(x.dtype).removeprefix('torch.')}"
 
 
-define(
+CONV2D_IMAGE = define(
     "conv2d_image(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1,"
     " SymInt[2] padding=0, bool relu=False, SymInt[] pool=[]) -> Tensor",
     impls=[
         Impl("cuda", _cuda, _cuda_why_not, held_back=_cuda_held_back),
-        Impl("reference", _reference, _args.always),
+        Impl("reference", _chain, _args.always),
     ],
+    check=_check,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,

@@ -12,6 +12,9 @@ from .._triton import conv2d_pair as _triton
 from ..tuning import space
 from . import _args, _conv2d
 from ._op import Impl, define
+from .conv2d import CONV2D_ADD_RELU, CONV2D_RELU
+
+_ONE, _NONE = [1, 1], [0, 0]
 
 # H100, batch 64, bfloat16, against cuDNN's two fused ops: 1.48x at C = 64 (56 x 56), 1.20x at 128
 # (28 x 28), but 0.80x at 256 (14 x 14): why is in docs/kernels/conv2d_triton.md.
@@ -19,15 +22,13 @@ FASTEST_CHANNELS = 128
 SMALLEST_TILE = 64  # pixels
 
 
-def _check(x, weight, residual, next_weight, bias, next_bias) -> tuple[list[int], list[int]]:
-    """Shapes of both outputs, after every check."""
+def _check(x, weight, residual, next_weight, bias, next_bias) -> tuple:
     _args.check_input(x, dims=(4,))
     for w, name in ((weight, "weight"), (next_weight, "next_weight")):
         _args.check_input(w, name, dims=(4,))
         if list(w.shape[2:]) != [1, 1]:
             raise ValueError(f"{name} has shape {list(w.shape)}; it must be 1x1")
-    one, none = [1, 1], [0, 0]
-    shape = _conv2d.check(x, weight, bias, residual, one, none, one, 1)
+    _conv2d.check(x, weight, bias, residual, _ONE, _NONE, _ONE, 1)
     _args.check_same(x, next_weight, "next_weight", shape=False)
     k1, k2 = weight.shape[0], next_weight.shape[0]
     if next_weight.shape[1] != k1:
@@ -38,14 +39,14 @@ def _check(x, weight, residual, next_weight, bias, next_bias) -> tuple[list[int]
         _args.check_same(x, next_bias, "next_bias", shape=False)
         if list(next_bias.shape) != [k2]:
             raise ValueError(f"next_bias has shape {list(next_bias.shape)}; it must be [{k2}]")
-    return shape, [shape[0], k2, *shape[2:]]
+    return ()
 
 
 def _chain(x, weight, residual, next_weight, bias, next_bias):
     """The two ops one after the other, each with its own choice."""
-    _check(x, weight, residual, next_weight, bias, next_bias)
-    y = torch.ops.cnnkernels.conv2d_add_relu(x, weight, residual, bias)
-    return y, torch.ops.cnnkernels.conv2d_relu(y, next_weight, next_bias)
+    geometry = _ONE, _NONE, _ONE, 1
+    y = CONV2D_ADD_RELU(x, weight, residual, bias, *geometry)
+    return y, CONV2D_RELU(y, next_weight, next_bias, *geometry)
 
 
 def _fused_why_not(x, weight, residual, next_weight, bias, next_bias):
@@ -88,15 +89,13 @@ def _fused_configs(x, weight, residual, next_weight, bias, next_bias):
 
 
 def _fused(x, weight, residual, next_weight, bias, next_bias, config=None):
-    shape, next_shape = _check(x, weight, residual, next_weight, bias, next_bias)
-    n, k1, h, w = shape
+    (n, c, h, w), k1, k2 = x.shape, weight.shape[0], next_weight.shape[0]
 
     def rows(t):  # [N, C, H, W] in NHWC memory as [N * H * W, C], aligned to 16 bytes
         t = t.contiguous(memory_format=torch.channels_last)
         t = t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
         return t if t.data_ptr() % 16 == 0 else t.clone()
 
-    k2, c = next_shape[1], x.shape[1]
     tf32 = x.device.type == "cuda" and x.dtype == torch.float32
     y, z = _triton.conv2d_pair(
         rows(x), weight.reshape(k1, c).contiguous(), bias, rows(residual),
@@ -107,9 +106,9 @@ def _fused(x, weight, residual, next_weight, bias, next_bias, config=None):
     return tuple(t.view(n, h, w, -1).permute(0, 3, 1, 2) for t in (y, z))
 
 
-def _fake(x, weight, residual, next_weight, bias=None, next_bias=None):
-    shapes = _check(x, weight, residual, next_weight, bias, next_bias)
-    return tuple(_conv2d.empty(x, shape) for shape in shapes)
+def _fake(x, weight, residual, next_weight, bias, next_bias):
+    n, _, h, w = x.shape
+    return tuple(_conv2d.empty(x, [n, k.shape[0], h, w]) for k in (weight, next_weight))
 
 
 def _setup_context(ctx, inputs, output):
@@ -121,20 +120,20 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_y, grad_z):
     x, weight, next_weight, y, z = ctx.saved_tensors
     need_x, need_w, need_residual, need_next, need_b, need_next_b = ctx.needs_input_grad
-    geometry = [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+    geometry = _ONE, _NONE, _ONE, False, _NONE, 1
 
     def conv_backward(grad, source, w, wanted, has_bias):
         wanted = [wanted[0], wanted[1], wanted[2] and has_bias]
-        grads = torch.ops.aten.convolution_backward(
+        grads = torch.ops.aten.convolution_backward.default(
             grad, source, w, [w.shape[0]] if has_bias else None, *geometry, wanted
         )
         return [g if want else None for g, want in zip(grads, wanted)]
 
-    grad_z = torch.ops.aten.threshold_backward(grad_z, z, 0)
+    grad_z = torch.ops.aten.threshold_backward.default(grad_z, z, 0)
     back, grad_next, grad_next_b = conv_backward(
         grad_z, y, next_weight, [True, need_next, need_next_b], ctx.biases[1]
     )
-    grad_y = torch.ops.aten.threshold_backward(grad_y + back, y, 0)
+    grad_y = torch.ops.aten.threshold_backward.default(grad_y + back, y, 0)
     grad_x, grad_w, grad_b = (
         conv_backward(grad_y, x, weight, [need_x, need_w, need_b], ctx.biases[0])
         if need_x or need_w or need_b
@@ -153,13 +152,14 @@ def _flops(x_shape, w_shape, residual_shape, next_shape, *args, out_shape=None, 
     )
 
 
-define(
+_OP = define(
     "conv2d_add_relu_conv2d_relu(Tensor input, Tensor weight, Tensor residual, Tensor next_weight,"
     " Tensor? bias=None, Tensor? next_bias=None) -> (Tensor, Tensor)",
     impls=[
         Impl("triton", _fused, _fused_why_not, configs=_fused_configs, held_back=_fused_held_back),
         Impl("reference", _chain, _args.always),
     ],
+    check=_check,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -181,7 +181,4 @@ def conv2d_add_relu_conv2d_relu(input, weight, residual, next_weight, bias=None,
     Returns (y [N, K1, H, W], z [N, K2, H, W]) in the input's memory format; z is computed from y as
     rounded. Raises TypeError or ValueError naming the argument, its value and what is allowed.
     """
-    _check(input, weight, residual, next_weight, bias, next_bias)
-    return torch.ops.cnnkernels.conv2d_add_relu_conv2d_relu(
-        input, weight, residual, next_weight, bias, next_bias
-    )
+    return _OP(input, weight, residual, next_weight, bias, next_bias)

@@ -8,8 +8,10 @@ from torch.utils.flop_counter import conv_flop_count
 
 from . import _args, _conv2d, _pool
 from . import _conv2d_stem as stem
+from . import _conv2d_vendor as vendor
 from ._op import Impl, define
-from .conv2d import GEOMETRY, call
+from .conv2d import CONV2D_RELU, GEOMETRY, call
+from .max_pool2d import MAX_POOL2D
 from .relu_bias import masked
 
 
@@ -20,11 +22,28 @@ def _window(*pool) -> tuple[list[int], ...]:
 
 def _chain(x, weight, bias, stride, padding, dilation, groups, *pool):
     """conv2d_relu, then max_pool2d: two ops, each with its own choice."""
-    shape = _checked(x, weight, bias, stride, padding, dilation, groups, *pool)
     if x.shape[0] == 0:
-        return _conv2d.empty(x, shape)
-    y = torch.ops.cnnkernels.conv2d_relu(x, weight, bias, stride, padding, dilation, groups)
-    return torch.ops.cnnkernels.max_pool2d(y, *_window(*pool[:-1]), pool[-1])
+        return _empty(x, weight, bias, stride, padding, dilation, groups, *pool)
+    return MAX_POOL2D(CONV2D_RELU(x, weight, bias, stride, padding, dilation, groups), *pool)
+
+
+def _cpu_why_not(x, weight, bias, stride, padding, dilation, groups, *pool) -> str | None:
+    if _window(*pool[:-1])[3] != [1, 1]:
+        return "a dilated window may miss the input, and ReLU comes before the pool then"
+    return _args.leaf_why_not("_max_pool2d_cpu", x) or vendor.cpu_why_not(
+        x, weight, bias, None, stride, padding, dilation, groups, True
+    )
+
+
+def _cpu(x, weight, bias, stride, padding, dilation, groups, *pool):
+    """oneDNN's convolution, then ReLU and max-pool in one pass."""
+    if x.shape[0] == 0:
+        return _empty(x, weight, bias, stride, padding, dilation, groups, *pool)
+    kernel, pool_stride, *rest = pool
+    y = vendor.cpu(_args.dense(x), weight, bias, None, stride, padding, dilation, groups, False)
+    y = _args.in_format_of(y, x)
+    leaf = torch.ops.cnnkernels._max_pool2d_cpu
+    return leaf(y, kernel, pool_stride or kernel, *rest, True, False)[0]
 
 
 def _windows_why_not(x, weight, stride, padding, dilation, *pool) -> str | None:
@@ -40,6 +59,8 @@ def _windows_why_not(x, weight, stride, padding, dilation, *pool) -> str | None:
 
 def _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool) -> bool:
     """Whether a stem kernel pools in its epilogue: 3x3 windows of stride 2."""
+    if x.shape[1] != 3:  # what stem.why_not begins with; the window takes longer
+        return False
     kernel, step, (pad, pad_w), spread = _window(*pool[:-1])
     if (kernel, step, spread, pad_w) != ([3, 3], [2, 2], [1, 1], pad):
         return False
@@ -63,25 +84,34 @@ def _cuda_why_not(x, weight, bias, stride, padding, dilation, groups, *pool) -> 
     )
 
 
-def _checked(x, weight, bias, stride, padding, dilation, groups, *pool) -> list[int]:
-    """The output's shape, after every check."""
-    shape = _conv2d.check(x, weight, bias, None, stride, padding, dilation, groups)
-    return _pool.out_shape(
-        shape, *_window(*pool[:-1]), pool[-1], prefix="pool_", name="the convolution's output"
-    )
+def _check(x, weight, bias, stride, padding, dilation, groups, *pool) -> tuple:
+    *pairs, groups = _conv2d.check(x, weight, bias, None, stride, padding, dilation, groups)
+    *pool, ceil_mode = pool
+    args = *pairs, groups, *_window(*pool), ceil_mode
+    _out_shape(x, weight, *args)
+    return args
+
+
+def _out_shape(x, weight, stride, padding, dilation, _groups, *pool) -> list[int]:
+    """The output's; ValueError when a window doesn't fit."""
+    shape = _conv2d.output_shape(x, weight, stride, padding, dilation)
+    return _pool.out_shape(shape, *pool, prefix="pool_", name="the convolution's output")
+
+
+def _empty(x, weight, bias, *args) -> torch.Tensor:
+    return _fake(x, weight, bias, *_check(x, weight, bias, *args))
 
 
 def _cuda(x, weight, bias, stride, padding, dilation, groups, *pool):
-    shape = _checked(x, weight, bias, stride, padding, dilation, groups, *pool)
     if x.shape[0] == 0:
-        return _conv2d.empty(x, shape)
+        return _empty(x, weight, bias, stride, padding, dilation, groups, *pool)
     if _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool):
         pad, ceil_mode = _window(*pool[:-1])[2][0], pool[-1]
         return torch.ops.cnnkernels._conv2d_stem_pool_cuda(
-            _args.dense(x), weight, bias, list(stride), list(padding), True, pad, ceil_mode
+            _args.dense(x), weight, bias, stride, padding, True, pad, ceil_mode
         )
     return torch.ops.cnnkernels._conv2d_pool_cuda(
-        _args.dense(x), weight, bias, list(padding), groups, True, ""
+        _args.dense(x), weight, bias, padding, groups, True, ""
     )
 
 
@@ -100,13 +130,12 @@ def _triton_why_not(x, weight, bias, stride, padding, dilation, groups, *pool) -
 
 
 def _triton(x, weight, bias, stride, padding, dilation, groups, *pool, config=None):
-    shape = _checked(x, weight, bias, stride, padding, dilation, groups, *pool)
     if x.shape[0] == 0:
-        return _conv2d.empty(x, shape)
-    pairs = (list(pair) for pair in (stride, padding, dilation))
+        return _empty(x, weight, bias, stride, padding, dilation, groups, *pool)
     return _conv2d.triton_conv2d(
-        _args.dense(x), weight, bias, None, *pairs, groups, True, config, pool=True
-    )
+        _args.dense(x), weight, bias, None, stride, padding, dilation, groups, True, config,
+        pool=True,
+    )  # fmt: skip
 
 
 def _triton_configs(x, weight, bias, stride, padding, dilation, groups, *pool) -> list[dict]:
@@ -114,12 +143,8 @@ def _triton_configs(x, weight, bias, stride, padding, dilation, groups, *pool) -
     return _conv2d.triton_configs_of(x, weight, bias, None, *geometry, True, pool=True)
 
 
-def _fake(
-    x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
-    pool_kernel_size=2, pool_stride=None, pool_padding=0, pool_dilation=1, ceil_mode=False,
-):  # fmt: skip
-    pool = pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode
-    return _conv2d.empty(x, _checked(x, weight, bias, stride, padding, dilation, groups, *pool))
+def _fake(x, weight, bias, *args):
+    return _conv2d.empty(x, _out_shape(x, weight, *args))
 
 
 def _setup_context(ctx, inputs, output):
@@ -132,13 +157,15 @@ def _backward(ctx, grad):
     x, weight, bias = ctx.saved_tensors
     stride, padding, dilation, groups, *pool, ceil_mode = ctx.geometry
     pool = _window(*pool)
-    y = torch.ops.cnnkernels.conv2d_relu(x, weight, bias, stride, padding, dilation, groups)
-    _, indices = torch.ops.aten.max_pool2d_with_indices(y, *pool, ceil_mode)
-    grad = torch.ops.aten.max_pool2d_with_indices_backward(grad, y, *pool, ceil_mode, indices)
+    y = CONV2D_RELU(x, weight, bias, stride, padding, dilation, groups)
+    _, indices = torch.ops.aten.max_pool2d_with_indices.default(y, *pool, ceil_mode)
+    grad = torch.ops.aten.max_pool2d_with_indices_backward.default(
+        grad, y, *pool, ceil_mode, indices
+    )
     wanted_bias = bias is not None and ctx.needs_input_grad[2]
     grad, bias_grad = masked(grad, y, wanted_bias)
     mask = [*ctx.needs_input_grad[:2], wanted_bias and bias_grad is None]
-    grads = torch.ops.aten.convolution_backward(
+    grads = torch.ops.aten.convolution_backward.default(
         grad, x, weight, None if bias is None else list(bias.shape), stride, padding, dilation,
         False, [0, 0], groups, mask,
     )  # fmt: skip
@@ -154,15 +181,17 @@ def _flops(x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
     return conv_flop_count(x_shape, w_shape, _conv2d.output_shape(x, weight, *pairs))
 
 
-define(
+_OP = define(
     f"conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias=None, {GEOMETRY},"
     " SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=[], SymInt[2] pool_padding=0,"
     " SymInt[2] pool_dilation=1, bool ceil_mode=False) -> Tensor",
     impls=[
         Impl("cuda", _cuda, _cuda_why_not, held_back=_cuda_held_back, detail=_cuda_detail),
+        Impl("cpu", _cpu, _cpu_why_not),
         Impl("triton", _triton, _triton_why_not, default=False, configs=_triton_configs),
         Impl("reference", _chain, _args.always),
     ],
+    check=_check,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -180,6 +209,5 @@ def conv2d_relu_max_pool2d(
     Arguments as for :func:`conv2d` and :func:`torch.nn.functional.max_pool2d`. For training only
     the inputs are kept and the convolution is computed again in the backward pass.
     """
-    pool = _window(pool_kernel_size, pool_stride, pool_padding, pool_dilation)
-    op = torch.ops.cnnkernels.conv2d_relu_max_pool2d
-    return call(op, input, weight, bias, stride, padding, dilation, groups, pool=(*pool, ceil_mode))
+    pool = pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode
+    return call(_OP, input, weight, (bias,), stride, padding, dilation, groups, pool)

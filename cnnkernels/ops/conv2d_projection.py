@@ -11,16 +11,18 @@ from torch.utils.flop_counter import conv_flop_count
 from .. import _lib
 from . import _args, _conv2d
 from ._op import Impl, define
+from .conv2d import CONV2D, CONV2D_ADD_RELU
 
 _ONE, _NONE = [1, 1], [0, 0]
 
 
-def _check(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride):
-    """The output's shape, after every check."""
+def _check(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride) -> tuple:
+    _args.check_input(x, dims=(4,))
     for t, name in ((z, "shortcut_input"), (projection, "shortcut_weight")):
         _args.check_input(t, name, dims=(4,))
         _args.check_same(x, t, name, shape=False)
-    shape = _conv2d.check(x, weight, bias, None, stride, padding, dilation, 1)
+    *pairs, _ = _conv2d.check(x, weight, bias, None, stride, padding, dilation, 1)
+    shape = _conv2d.output_shape(x, weight, *pairs)
     shortcut_stride = _args.pair(shortcut_stride, "shortcut_stride", 1)
     wanted = [weight.shape[0], z.shape[1], 1, 1]
     if list(projection.shape) != wanted:
@@ -32,15 +34,13 @@ def _check(x, weight, z, projection, bias, stride, padding, dilation, shortcut_s
             f"shortcut_input has shape {list(z.shape)}; with shortcut_stride={shortcut_stride} its"
             f" projection is {given}, and the convolution's output {shape}"
         )
-    return shape
+    return *pairs, shortcut_stride
 
 
 def _chain(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride):
     """The projection, then the convolution with a residual: two ops, each with its own choice."""
-    _check(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride)
-    ops = torch.ops.cnnkernels
-    residual = ops.conv2d(z, projection, None, shortcut_stride)
-    return ops.conv2d_add_relu(x, weight, residual, bias, stride, padding, dilation)
+    residual = CONV2D(z, projection, None, shortcut_stride, _NONE, _ONE, 1)
+    return CONV2D_ADD_RELU(x, weight, residual, bias, stride, padding, dilation, 1)
 
 
 def _fused_why_not(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride):
@@ -55,18 +55,16 @@ def _fused_why_not(x, weight, z, projection, bias, stride, padding, dilation, sh
 
 
 def _fused(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride):
-    shape = _check(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride)
     if x.shape[0] == 0:
-        return _conv2d.empty(x, shape)
-    pairs = (list(pair) for pair in (stride, padding, dilation, shortcut_stride))
+        return _fake(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride)
+    pairs = stride, padding, dilation, shortcut_stride
     return torch.ops.cnnkernels._conv2d_projection_cuda(
         _conv2d.readable(x), weight, _conv2d.readable(z), projection, bias, *pairs, True, ""
     )
 
 
-def _fake(x, weight, z, projection, bias=None, stride=1, padding=0, dilation=1, shortcut_stride=1):
-    shape = _check(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride)
-    return _conv2d.empty(x, shape)
+def _fake(x, weight, z, projection, bias, stride, padding, dilation, shortcut_stride):
+    return _conv2d.empty(x, _conv2d.output_shape(x, weight, stride, padding, dilation))
 
 
 def _setup_context(ctx, inputs, output):
@@ -78,14 +76,14 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad):
     x, weight, z, projection, out = ctx.saved_tensors
     *geometry, shortcut_stride = ctx.geometry
-    grad = torch.ops.aten.threshold_backward(grad, out, 0)
+    grad = torch.ops.aten.threshold_backward.default(grad, out, 0)
     need = ctx.needs_input_grad
 
     def backward(source, w, wanted, bias_sizes, stride, padding, dilation):
         wanted[2] = wanted[2] and bias_sizes is not None
         if not any(wanted):
             return None, None, None
-        grads = torch.ops.aten.convolution_backward(
+        grads = torch.ops.aten.convolution_backward.default(
             grad, source, w, bias_sizes, stride, padding, dilation, False, _NONE, 1, wanted
         )
         return [g if want else None for g, want in zip(grads, wanted)]
@@ -104,7 +102,7 @@ def _flops(x_shape, w_shape, z_shape, projection_shape, *args, out_shape=None, *
     )
 
 
-define(
+_OP = define(
     "conv2d_projection_add_relu(Tensor input, Tensor weight, Tensor shortcut_input,"
     " Tensor shortcut_weight, Tensor? bias=None, SymInt[2] stride=1, SymInt[2] padding=0,"
     " SymInt[2] dilation=1, SymInt[2] shortcut_stride=1) -> Tensor",
@@ -112,6 +110,7 @@ define(
         Impl("cuda", _fused, _fused_why_not, default=False),
         Impl("reference", _chain, _args.always),
     ],
+    check=_check,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -139,11 +138,5 @@ def conv2d_projection_add_relu(
     once; the two ops round the projection first. Raises TypeError or ValueError naming the argument,
     its value and what is allowed.
     """
-    _args.check_input(input, dims=(4,))
-    args = (input, weight, shortcut_input, shortcut_weight, bias)
-    pairs = (
-        _args.pair(stride, "stride", 1), _args.pair(padding, "padding", 0),
-        _args.pair(dilation, "dilation", 1), _args.pair(shortcut_stride, "shortcut_stride", 1),
-    )  # fmt: skip
-    _check(*args, *pairs)
-    return torch.ops.cnnkernels.conv2d_projection_add_relu(*args, *pairs)
+    tensors = input, weight, shortcut_input, shortcut_weight, bias
+    return _OP(*tensors, stride, padding, dilation, shortcut_stride)

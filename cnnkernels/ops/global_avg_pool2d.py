@@ -62,14 +62,14 @@ def _leaf_backward(device: str) -> Impl:
 # --- the ops ---------------------------------------------------------------------------------
 
 
-def _check(input: torch.Tensor) -> None:
+def _check(input, dims=(4,)) -> tuple:
+    _args.check_input(input, dims=dims)
     if any(size == 0 for size in input.shape[-2:]):
         raise ValueError(f"input has shape {list(input.shape)}; height and width can't be 0")
+    return ()
 
 
 def _fake(input):
-    _args.check_input(input, dims=(4,))
-    _check(input)
     return _args.empty([*input.shape[:2], 1, 1], input)
 
 
@@ -85,10 +85,10 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    return torch.ops.cnnkernels._global_avg_pool2d_backward(grad, ctx.input_size, ctx.channels_last)
+    return _GRADIENT(grad, ctx.input_size, ctx.channels_last)
 
 
-define(
+_MEAN = define(
     "global_avg_pool2d(Tensor input) -> Tensor",
     impls=[
         _leaf("cuda"),
@@ -100,13 +100,14 @@ define(
         ),
         Impl("reference", _reference, _args.always),
     ],
+    check=_check,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
     flops=_flops,
 )
 
-define(
+_GRADIENT = define(
     "_global_avg_pool2d_backward(Tensor grad, SymInt[] input_size, bool channels_last) -> Tensor",
     impls=[
         _leaf_backward("cuda"),
@@ -116,7 +117,7 @@ define(
     fake=_backward_fake,
     # Linear, and its adjoint is the mean again.
     setup_context=lambda ctx, inputs, output: None,
-    backward=lambda ctx, grad: (torch.ops.cnnkernels.global_avg_pool2d(grad), None, None),
+    backward=lambda ctx, grad: (_MEAN(grad), None, None),
 )
 
 # --- public function -------------------------------------------------------------------------
@@ -134,8 +135,7 @@ def global_avg_pool2d(input: torch.Tensor) -> torch.Tensor:
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
-    _args.check_input(input)
-    _check(input)
-    if input.dim() == 3:
-        return torch.ops.cnnkernels.global_avg_pool2d(input.unsqueeze(0)).squeeze(0)
-    return torch.ops.cnnkernels.global_avg_pool2d(input)
+    if _args.is_batch(input):
+        return _MEAN(input)
+    _check(input, dims=(3, 4))
+    return _MEAN(input.unsqueeze(0)).squeeze(0)

@@ -12,7 +12,7 @@ import math
 import torch
 
 from . import _args
-from ._op import Impl, define
+from ._op import Impl, Op, define
 
 ARGUMENTS = "int size, float alpha=0.0001, float beta=0.75, float k=1.0"
 
@@ -124,12 +124,12 @@ def check_bias(input, bias) -> None:
         raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{input.shape[1]}]")
 
 
-def _fake(input, bias, size, alpha, beta, k, relu):
+def check(input, bias, size, alpha, beta, k, *rest) -> tuple:
     _args.check_input(input, dims=(4,))
     check_parameters(size, alpha, beta, k)
     if bias is not None:
         check_bias(input, bias)
-    return _args.empty(input.shape, input)
+    return size, alpha, beta, k, *rest
 
 
 def _flops(input_shape, *args, out_shape=None, **kwargs) -> int:
@@ -152,7 +152,7 @@ def _autograd(adapt, with_bias: bool) -> dict:
     def backward(ctx, grad):
         input, *bias = ctx.saved_tensors
         bias = bias[0] if bias else None
-        grad = torch.ops.cnnkernels._lrn_backward(grad, input, bias, *ctx.parameters)
+        grad = _GRADIENT(grad, input, bias, *ctx.parameters)
         if not with_bias:
             return grad, None, None, None, None
         return grad, bias_gradient(grad, bias), None, None, None, None
@@ -160,8 +160,8 @@ def _autograd(adapt, with_bias: bool) -> dict:
     return {"setup_context": setup_context, "backward": backward}
 
 
-def _define(schema: str, adapt, with_bias: bool = False) -> None:
-    define(
+def _define(schema: str, adapt, with_bias: bool = False) -> Op:
+    return define(
         f"{schema} -> Tensor",
         impls=[
             _leaf("cuda", adapt),
@@ -169,22 +169,23 @@ def _define(schema: str, adapt, with_bias: bool = False) -> None:
             _triton(adapt),
             Impl("reference", lambda *args: _reference(*adapt(*args)), _args.always),
         ],
-        fake=lambda *args: _fake(*adapt(*args)),
+        check=lambda *args: check(*adapt(*args))[:4],
+        fake=lambda input, *_: _args.empty(input.shape, input),
         **_autograd(adapt, with_bias),
         autocast="promote" if with_bias else None,
         flops=_flops,
     )
 
 
-_define(
+_LOCAL_RESPONSE_NORM = _define(
     f"local_response_norm(Tensor input, {ARGUMENTS})",
     lambda input, size, alpha, beta, k: (input, None, size, alpha, beta, k, False),
 )
-_define(
+_RELU_LRN = _define(
     f"relu_lrn(Tensor input, {ARGUMENTS})",
     lambda input, size, alpha, beta, k: (input, None, size, alpha, beta, k, True),
 )
-_define(
+_BIAS_RELU_LRN = _define(
     f"bias_relu_lrn(Tensor input, Tensor bias, {ARGUMENTS})",
     lambda input, bias, size, alpha, beta, k: (input, bias, size, alpha, beta, k, True),
     with_bias=True,
@@ -216,7 +217,7 @@ def _double_backward(ctx, grad):
     return (*grads, None, None, None, None, None)
 
 
-define(
+_GRADIENT = define(
     "_lrn_backward(Tensor grad, Tensor input, Tensor? bias, int size, float alpha, float beta, "
     "float k, bool relu) -> Tensor",
     impls=[
@@ -232,16 +233,14 @@ define(
 # --- public functions ------------------------------------------------------------------------
 
 
-def _normalised(op, input, *args):
+def _normalised(op: Op, input, *args):
     """Call a 4-D op on an input of any rank >= 3: the trailing dimensions are pixels."""
-    if input.dim() == 4:
+    if _args.is_batch(input):
         return op(input, *args)
+    _args.check_input(input, dims=tuple(range(3, 9)))
     n, c, *pixels = input.shape
     # reshape keeps channels_last_3d without a copy: its pixels are one strided dimension.
     return op(input.reshape(n, c, 1, math.prod(pixels)), *args).reshape(input.shape)
-
-
-_RANKS = tuple(range(3, 9))
 
 
 def local_response_norm(
@@ -262,9 +261,7 @@ def local_response_norm(
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
-    _args.check_input(input, dims=_RANKS)
-    check_parameters(size, alpha, beta, k)
-    return _normalised(torch.ops.cnnkernels.local_response_norm, input, size, alpha, beta, k)
+    return _normalised(_LOCAL_RESPONSE_NORM, input, size, alpha, beta, k)
 
 
 def relu_lrn(
@@ -274,9 +271,7 @@ def relu_lrn(
 
     Arguments, result and errors as :func:`local_response_norm`.
     """
-    _args.check_input(input, dims=_RANKS)
-    check_parameters(size, alpha, beta, k)
-    return _normalised(torch.ops.cnnkernels.relu_lrn, input, size, alpha, beta, k)
+    return _normalised(_RELU_LRN, input, size, alpha, beta, k)
 
 
 def bias_relu_lrn(
@@ -295,7 +290,4 @@ def bias_relu_lrn(
 
     The other arguments, result and errors as :func:`local_response_norm`.
     """
-    _args.check_input(input, dims=_RANKS)
-    check_parameters(size, alpha, beta, k)
-    check_bias(input, bias)
-    return _normalised(torch.ops.cnnkernels.bias_relu_lrn, input, bias, size, alpha, beta, k)
+    return _normalised(_BIAS_RELU_LRN, input, bias, size, alpha, beta, k)

@@ -72,7 +72,7 @@ def _leaf_backward(device: str) -> Impl:
 
 def _unpack(input, size, alpha, beta, k, kernel, stride, padding, dilation, ceil_mode):
     """relu_lrn_max_pool2d's arguments as those of _lrn_pool_with_offsets."""
-    stride = stride or kernel
+    stride = kernel if stride in (None, [], ()) else stride
     return input, None, size, alpha, beta, k, True, kernel, stride, padding, dilation, ceil_mode
 
 
@@ -80,14 +80,21 @@ def _same(*args):
     return args
 
 
-def _fake_with_offsets(input, bias, size, alpha, beta, k, relu, *window):
-    _args.check_input(input, dims=(4,))
-    lrn.check_parameters(size, alpha, beta, k)
-    if bias is not None:
-        lrn.check_bias(input, bias)
+def _check(input, bias, size, alpha, beta, k, relu, *window) -> tuple:
+    parameters = lrn.check(input, bias, size, alpha, beta, k, relu)
     *geometry, ceil_mode = window
-    geometry = _pool.arguments(*geometry)
-    shape = _pool.out_shape(input.shape, *geometry, ceil_mode)
+    geometry = *_pool.arguments(*geometry), ceil_mode
+    _pool.out_shape(input.shape, *geometry)
+    return *parameters, *geometry
+
+
+def _check_plain(*args) -> tuple:
+    *parameters, _relu, kernel, stride, padding, dilation, ceil_mode = _check(*_unpack(*args))
+    return *parameters, kernel, stride, padding, dilation, ceil_mode
+
+
+def _fake_with_offsets(input, bias, size, alpha, beta, k, relu, *geometry):
+    shape = _pool.out_shape(input.shape, *geometry)
     offsets = _args.empty(shape, input, _pool.offset_dtype(geometry[0]))
     return _args.empty(shape, input), offsets
 
@@ -111,12 +118,12 @@ def _backward(ctx, grad):
     # calls the op with offsets where a gradient is needed.
     (input,) = ctx.saved_tensors
     input_, bias, *args, ceil_mode = _unpack(input.detach(), *ctx.arguments)
-    _, offsets = torch.ops.cnnkernels._lrn_pool_with_offsets(input_, bias, *args, ceil_mode)
-    grad = torch.ops.cnnkernels._lrn_pool_backward(grad, input, bias, offsets, *args)
+    _, offsets = _WITH_OFFSETS(input_, bias, *args, ceil_mode)
+    grad = _GRADIENT(grad, input, bias, offsets, *args)
     return grad, *[None] * 9
 
 
-define(
+_PLAIN = define(
     "relu_lrn_max_pool2d(Tensor input, int size, float alpha, float beta, float k, "
     f"{_pool.ARGUMENTS}) -> Tensor",
     impls=[
@@ -129,6 +136,7 @@ define(
         ),
         Impl("reference", lambda *args: _reference_with_offsets(*_unpack(*args))[0], _args.always),
     ],
+    check=_check_plain,
     fake=lambda *args: _fake_with_offsets(*_unpack(*args))[0],
     setup_context=_setup_context,
     backward=_backward,
@@ -144,14 +152,14 @@ def _offsets_setup_context(ctx, inputs, output):
 
 def _offsets_backward(ctx, grad, _grad_offsets):
     input, bias, offsets = ctx.saved_tensors
-    grad = torch.ops.cnnkernels._lrn_pool_backward(grad, input, bias, offsets, *ctx.arguments)
+    grad = _GRADIENT(grad, input, bias, offsets, *ctx.arguments)
     grad_bias = None
     if bias is not None:
         grad_bias = lrn.bias_gradient(grad, bias)
     return grad, grad_bias, *[None] * 10
 
 
-define(
+_WITH_OFFSETS = define(
     "_lrn_pool_with_offsets(Tensor input, Tensor? bias, int size, float alpha, float beta, "
     "float k, bool relu, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
     "bool ceil_mode) -> (Tensor, Tensor)",
@@ -160,6 +168,7 @@ define(
         _leaf("cpu", _same, with_offsets=True),
         Impl("reference", _reference_with_offsets, _args.always),
     ],
+    check=_check,
     fake=_fake_with_offsets,
     setup_context=_offsets_setup_context,
     backward=_offsets_backward,
@@ -180,7 +189,7 @@ def _double_backward(ctx, grad):
     return *grads, *[None] * 10
 
 
-define(
+_GRADIENT = define(
     "_lrn_pool_backward(Tensor grad, Tensor input, Tensor? bias, Tensor offsets, int size, "
     "float alpha, float beta, float k, bool relu, int[2] kernel_size, int[2] stride, "
     "int[2] padding, int[2] dilation) -> Tensor",
@@ -225,14 +234,7 @@ def relu_lrn_max_pool2d(
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
-    _args.check_input(input, dims=(4,))
-    lrn.check_parameters(size, alpha, beta, k)
-    geometry = _pool.arguments(kernel_size, stride, padding, dilation)
-    _pool.out_shape(input.shape, *geometry, ceil_mode)
-    if torch.is_grad_enabled() and input.requires_grad:
-        return torch.ops.cnnkernels._lrn_pool_with_offsets(
-            input, None, size, alpha, beta, k, True, *geometry, ceil_mode
-        )[0]
-    return torch.ops.cnnkernels.relu_lrn_max_pool2d(
-        input, size, alpha, beta, k, *geometry, ceil_mode
-    )
+    args = size, alpha, beta, k, kernel_size, stride, padding, dilation, ceil_mode
+    if _args.needs_gradient(input):
+        return _WITH_OFFSETS(*_unpack(input, *args))[0]
+    return _PLAIN(input, *args)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from . import _args, _pool
-from ._op import LIB, Impl, define
+from ._op import LIB, Impl, Op, define
 
 # --- reference: plain PyTorch, every dtype ---------------------------------------------------
 
@@ -69,20 +69,21 @@ def _triton(relu: bool) -> Impl:
 # --- the ops ---------------------------------------------------------------------------------
 
 
-def _shape(input, kernel, stride, padding, dilation, ceil_mode):
-    _args.check_input(input, dims=(4,))
+def _check(input, kernel, stride, padding, dilation, ceil_mode, *relu, dims=(4,)) -> tuple:
+    _args.check_input(input, dims=dims)
     geometry = _pool.arguments(kernel, stride, padding, dilation)
-    return _pool.out_shape(input.shape, *geometry, ceil_mode)
+    _pool.out_shape(input.shape, *geometry, ceil_mode)
+    return *geometry, ceil_mode, *relu
 
 
-def _fake(input, *arguments):
-    return _args.empty(_shape(input, *arguments), input)
+def _fake(input, *geometry):
+    return _args.empty(_pool.out_shape(input.shape, *geometry), input)
 
 
-def _fake_with_offsets(input, kernel, stride, padding, dilation, ceil_mode, relu):
-    shape = _shape(input, kernel, stride, padding, dilation, ceil_mode)
-    offsets = _args.empty(shape, input, _pool.offset_dtype(kernel))
-    return _args.empty(shape, input), offsets
+def _fake_with_offsets(input, *arguments):
+    *geometry, _relu = arguments
+    out = _fake(input, *geometry)
+    return out, _args.empty(out.shape, input, _pool.offset_dtype(geometry[0]))
 
 
 def _flops(input_shape, kernel, *args, out_shape=None, **kwargs) -> int:
@@ -104,28 +105,31 @@ def _autograd(relu: bool) -> dict:
         (input,) = ctx.saved_tensors
         kernel, stride, padding, dilation, ceil_mode = ctx.arguments
         geometry = (kernel, stride or kernel, padding, dilation)
-        _, offsets = torch.ops.cnnkernels._max_pool2d_with_offsets(
-            input.detach(), *geometry, ceil_mode, relu
-        )
-        grad = torch.ops.cnnkernels._max_pool2d_backward(grad, offsets, input.shape, *geometry)
+        _, offsets = _WITH_OFFSETS(input.detach(), *geometry, ceil_mode, relu)
+        grad = _GRADIENT(grad, offsets, input.shape, *geometry)
         return grad, None, None, None, None, None
 
     return {"setup_context": setup_context, "backward": backward}
 
 
-for _name, _relu in (("max_pool2d", False), ("relu_max_pool2d", True)):
-    define(
-        f"{_name}(Tensor input, {_pool.ARGUMENTS}) -> Tensor",
+def _define(name: str, relu: bool) -> Op:
+    return define(
+        f"{name}(Tensor input, {_pool.ARGUMENTS}) -> Tensor",
         impls=[
-            _leaf("cuda", relu=_relu),
-            _leaf("cpu", relu=_relu),
-            _triton(_relu),
-            Impl("reference", lambda *a, relu=_relu: _reference(*a, relu), _args.always),
+            _leaf("cuda", relu=relu),
+            _leaf("cpu", relu=relu),
+            _triton(relu),
+            Impl("reference", lambda *a: _reference(*a, relu), _args.always),
         ],
+        check=_check,
         fake=_fake,
-        **_autograd(_relu),
+        **_autograd(relu),
         flops=_flops,
     )
+
+
+MAX_POOL2D = _define("max_pool2d", relu=False)
+RELU_MAX_POOL2D = _define("relu_max_pool2d", relu=True)
 
 
 def _offsets_setup_context(ctx, inputs, output):
@@ -138,11 +142,11 @@ def _offsets_setup_context(ctx, inputs, output):
 
 def _offsets_backward(ctx, grad, _grad_offsets):
     (offsets,) = ctx.saved_tensors
-    grad = torch.ops.cnnkernels._max_pool2d_backward(grad, offsets, ctx.input_size, *ctx.geometry)
+    grad = _GRADIENT(grad, offsets, ctx.input_size, *ctx.geometry)
     return grad, None, None, None, None, None, None
 
 
-define(
+_WITH_OFFSETS = define(
     "_max_pool2d_with_offsets(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, "
     "int[2] dilation, bool ceil_mode, bool relu) -> (Tensor, Tensor)",
     impls=[
@@ -150,6 +154,7 @@ define(
         _leaf("cpu", with_offsets=True),
         Impl("reference", _reference_with_offsets, _args.always),
     ],
+    check=_check,
     fake=_fake_with_offsets,
     setup_context=_offsets_setup_context,
     backward=_offsets_backward,
@@ -169,7 +174,7 @@ def _double_backward(ctx, grad):
     return grad, None, None, None, None, None, None
 
 
-define(
+_GRADIENT = define(
     "_max_pool2d_backward(Tensor grad, Tensor offsets, SymInt[] input_size, int[2] kernel_size, "
     "int[2] stride, int[2] padding, int[2] dilation) -> Tensor",
     impls=[
@@ -185,19 +190,17 @@ define(
 # --- public functions ------------------------------------------------------------------------
 
 
-def _pooled(name, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=False):
-    _args.check_input(input)
-    geometry = _pool.arguments(kernel_size, stride, padding, dilation)
-    _pool.out_shape(input.shape, *geometry, ceil_mode)
-    x = input if input.dim() == 4 else input.unsqueeze(0)
-    indices = None
-    if return_indices or (torch.is_grad_enabled() and x.requires_grad):
-        relu = name == "relu_max_pool2d"
-        out, offsets = torch.ops.cnnkernels._max_pool2d_with_offsets(x, *geometry, ceil_mode, relu)
+def _pooled(op: Op, input, *geometry, return_indices=False):
+    x, indices = input, None
+    if not _args.is_batch(input):
+        _check(input, *geometry, dims=(3, 4))
+        x = input.unsqueeze(0)
+    if return_indices or _args.needs_gradient(x):
+        out, offsets = _WITH_OFFSETS(x, *geometry, op is RELU_MAX_POOL2D)
         if return_indices:
-            indices = _pool.flat_indices(offsets, x.shape, *geometry)
+            indices = _pool.flat_indices(offsets, x.shape, *_pool.arguments(*geometry[:-1]))
     else:
-        out = getattr(torch.ops.cnnkernels, name)(x, *geometry, ceil_mode)
+        out = op(x, *geometry)
     if input.dim() == 3:
         out, indices = out.squeeze(0), indices if indices is None else indices.squeeze(0)
     return (out, indices) if return_indices else out
@@ -233,9 +236,8 @@ def max_pool2d(
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
-    return _pooled(
-        "max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
-    )
+    geometry = kernel_size, stride, padding, dilation, ceil_mode
+    return _pooled(MAX_POOL2D, input, *geometry, return_indices=return_indices)
 
 
 def relu_max_pool2d(
@@ -250,7 +252,7 @@ def relu_max_pool2d(
 
     Arguments, result and errors as :func:`max_pool2d`; keeps one byte per output for backward.
     """
-    return _pooled("relu_max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
+    return _pooled(RELU_MAX_POOL2D, input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 LIB.define(f"max_pool2d_with_indices(Tensor input, {_pool.ARGUMENTS}) -> (Tensor, Tensor)")

@@ -35,6 +35,11 @@ def _leaf(device: str) -> Impl:
     )
 
 
+def _check(input) -> tuple:
+    _args.check_input(input, dims=tuple(range(9)))
+    return ()
+
+
 def _flops(input_shape, *args, out_shape=None, **kwargs) -> int:
     """A comparison is not counted."""
     return 0
@@ -46,22 +51,24 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     (out,) = ctx.saved_tensors
-    return torch.ops.aten.threshold_backward(grad, out, 0)
+    return torch.ops.aten.threshold_backward.default(grad, out, 0)
 
 
 # Without a mask there is nothing to win on torch's own kernel.
-define(
+_RELU = define(
     "relu(Tensor input) -> Tensor",
     impls=[Impl("reference", _reference, _args.always)],
+    check=_check,
     fake=torch.empty_like,
     setup_context=_setup_context,
     backward=_backward,
     flops=_flops,
 )
 
-define(
+_WITH_MASK = define(
     "_relu_with_mask(Tensor input) -> (Tensor, Tensor)",
     impls=[_leaf("cuda"), _leaf("cpu"), Impl("reference", _reference_with_mask, _args.always)],
+    check=_check,
     fake=lambda input: (
         torch.empty_like(input),
         input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8),
@@ -82,7 +89,4 @@ def relu(input: torch.Tensor) -> torch.Tensor:
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
-    _args.check_input(input, dims=tuple(range(9)))
-    if torch.is_grad_enabled() and input.requires_grad:
-        return torch.ops.cnnkernels._relu_with_mask(input)[0]
-    return torch.ops.cnnkernels.relu(input)
+    return _WITH_MASK(input)[0] if _args.needs_gradient(input) else _RELU(input)

@@ -13,7 +13,7 @@ from ._op import OPS, Impl, define
 
 
 def _reference(grad: torch.Tensor, output: torch.Tensor):
-    grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    grad = torch.ops.aten.threshold_backward.default(grad, output, 0)
     return _args.laid_out(grad, output), grad.sum((0, 2, 3))
 
 
@@ -38,7 +38,7 @@ def _backward(ctx, grad_dx, grad_dbias):
     # Linear in grad: its derivative is the mask of what comes in, the bias's spread over its channel.
     (output,) = ctx.saved_tensors
     grad = grad_dx + grad_dbias.view(1, -1, 1, 1)
-    return torch.ops.aten.threshold_backward(grad, output, 0), None
+    return torch.ops.aten.threshold_backward.default(grad, output, 0), None
 
 
 define(
@@ -63,4 +63,4 @@ def masked(grad: torch.Tensor, output: torch.Tensor, bias: bool):
     """
     if bias and grad.is_cuda and OPS["_relu_bias_backward"].impls["cuda"].default:
         return torch.ops.cnnkernels._relu_bias_backward(grad, output)
-    return torch.ops.aten.threshold_backward(grad, output, 0), None
+    return torch.ops.aten.threshold_backward.default(grad, output, 0), None
