@@ -168,6 +168,9 @@ def _networks(name: str, help: str, *, layers: bool = False, energy: bool = Fals
         layers: Annotated[bool, typer.Option(help="Also layer by layer.")] = layers,
         energy: Energy = energy,
         compile: Compile = None,
+        passes: Annotated[
+            str, typer.Option(help="Also optimize() with these rewrites: pair,merge+concat.")
+        ] = "",
         device: Device = "auto",
         quick: Quick = False,
         seconds: Seconds = None,
@@ -188,6 +191,7 @@ def _networks(name: str, help: str, *, layers: bool = False, energy: bool = Fals
             layers=layers,
             energy=energy,
             compile_modes=modes_of(compile, modes),
+            passes=tuple(filter(None, passes.split(","))),
             quick=quick,
             **fixed,
         )

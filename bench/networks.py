@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -199,11 +200,13 @@ def make_case(
     device: torch.device,
     compile_modes: tuple[str, ...] = (),
     other_layout: bool = False,
+    passes: tuple[str, ...] = (),
 ) -> Case:
     """A network's forward pass at one batch size; rivals run at the same precision.
 
     compile_modes: of rivals.COMPILE_MODES, to run beside eager.
     other_layout: also run eager PyTorch in the other memory layout, and TensorRT.
+    passes: also run optimize() with these of its optional rewrites, as "merge+concat".
     """
     ours = place(network.model, device, dtype, layout)
     twin = place(network.twin, device, dtype, layout)
@@ -220,6 +223,9 @@ def make_case(
     if (optimize := optimizer()) is not None:
         (example,) = make_inputs(torch.Generator(device).manual_seed(0))
         candidates["cnnkernels optimized"] = _optimized(optimize, ours, example)
+        for names in passes:
+            rewritten = partial(optimize, passes=names.split("+"))
+            candidates[f"cnnkernels optimized {names}"] = _optimized(rewritten, ours, example)
     itemsize = dtype_of(dtype).itemsize
     with torch.no_grad():
         outputs = _logits(network.twin(network.pool[:1])).numel()

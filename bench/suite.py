@@ -41,6 +41,7 @@ class Plan:
     layers: bool
     energy: bool
     compile_modes: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()  # sets of optimize()'s optional rewrites, each joined by +
     other_layout: bool = False
     quick: bool = False
     training: bool = False
@@ -124,7 +125,7 @@ class _Series:
             )
         return networks.make_case(
             network, batch, self.dtype, plan.layout, self.device, plan.compile_modes,
-            plan.other_layout,
+            plan.other_layout, plan.passes,
         )  # fmt: skip
 
     def _after(self, case: Case, rows: list[dict], budget: Budget) -> None:

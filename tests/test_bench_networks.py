@@ -105,9 +105,11 @@ def test_flops_by_the_counter_and_a_training_step_is_about_three(lenet):
 def test_a_network_is_measured_on_its_images(photographs, peaks):
     network = networks.build("lenet5_modern", photographs)
     assert ("photographs" in network.source) == photographs
-    case = networks.make_case(network, 3, "fp32", "NHWC", CPU)
+    passes = ("merge+concat", "pair")
+    case = networks.make_case(network, 3, "fp32", "NHWC", CPU, passes=passes)
     rows = {row["impl"]: row for row in measure.measure(case, QUICK, peaks)}
-    assert {"eager", "cnnkernels", "cnnkernels optimized"} <= set(rows)
+    optimized = {"cnnkernels optimized", *(f"cnnkernels optimized {name}" for name in passes)}
+    assert {"eager", "cnnkernels", *optimized} <= set(rows)
     for row in rows.values():
         assert row["status"] == "ok", row
         assert row["check"]["images"] == 3

@@ -88,6 +88,9 @@ def test_steps_and_groups_are_selected(check):
     assert "bench conv --batch 64" in calls and "--budget 80" in calls
     _, rows, _, _ = check(STEPS="long")
     assert [name for name in rows if "own kernels" in name] and "bench ops" not in rows
+    _, rows, calls, _ = check(STEPS="passes")
+    assert list(rows) == ["environment", "tune", "bench models, optional passes"]
+    assert "--passes projection,pair,merge+concat,merge+concat+split" in calls
 
 
 def test_a_late_step_and_a_spent_budget_are_said(check):

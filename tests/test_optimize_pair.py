@@ -13,6 +13,7 @@ import cnnkernels
 from cnnkernels.optimize.capture import capture
 from cnnkernels.optimize.passes import apply, pair
 from cnnkernels.optimize.proof import relative_error
+from cnnkernels.tuning import commands
 
 PAIR = torch.ops.cnnkernels.conv2d_add_relu_conv2d_relu.default
 X = (2, 16, 6, 6)
@@ -154,6 +155,13 @@ def test_what_keeps_a_seam_in_two():
     two = Seam(other="result")
     two.forward = lambda x: F.relu(two.reduce(Seam.forward(two, x)[0])) + 1
     assert left(two) is None  # of two reductions one is taken
+
+
+def test_tune_finds_pairs_and_their_parts(monkeypatch):
+    monkeypatch.setattr(pair, "_why_not", lambda *args: None)
+    ops = [call.op for call in commands.capture(Seam().eval(), torch.randn(X), torch.float32)]
+    parts = ops[: ops.index(PAIR._opname)]
+    assert {"conv2d_add_relu", "conv2d_relu"} <= set(parts)
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@
 #            check = build checks sanitizers tests        at most 9.5 minutes
 #            bench = ops conv models train kernel         at most 9.5 minutes
 #            long  = own compile                          at most 9.5 minutes
+#            passes: optimize()'s optional rewrites, tuned first; in no group    at most 6 minutes
 # BUDGET   seconds in all (1710); "STEPS=bench BUDGET=570" is one call of under 10 minutes
 # PYTHON   interpreter with torch, triton, pybind11, pytest (python3)
 # CHECKS   folder of built check programs; those that are missing are built from tests/cuda (build/checks)
@@ -180,6 +181,11 @@ if wanted compile; then # slow compilers; what the budget cuts is listed
     --no-warm --seconds 0.1 --out "$OUT/compile"
   bench "models, compilers" 110 models alexnet vgg16 googlenet resnet50 --batch 64 \
     --compile default,max-autotune,frozen --no-energy --out "$OUT/compile"
+fi
+if wanted passes; then
+  step "tune" 180 "$PYTHON" -m cnnkernels.cli tune resnet50 googlenet --batch 64 --minutes 2.5
+  bench "models, optional passes" 170 models resnet50 googlenet --batch 64 --dtype bf16 --compile \
+    none --no-energy --passes projection,pair,merge+concat,merge+concat+split --out "$OUT/passes"
 fi
 
 for file in "$OUT"/*.json "$OUT"/*/*.json; do
