@@ -6,8 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "plan/lrn.h"
-#include "plan/pool.h"
+#include "plan/lrn_pool.h"
 
 namespace py = pybind11;
 
@@ -95,4 +94,25 @@ void bind_pool(py::module_& m) {
   m.def("pool_strip_rows", &cnnkernels::plan::strip_rows, py::arg("rows"), py::arg("columns"),
         py::arg("threads"), py::arg("lead"), py::arg("step"),
         "Rows per item of the NCHW pool kernels.");
+  m.def(
+      "lrn_tile",
+      [](int64_t images, int64_t channels, int64_t pixels, int most, int stage, int lag,
+         int resident) {
+        cnnkernels::LrnShape s;
+        s.n = images, s.c = channels, s.pixels = pixels;
+        const auto t = cnnkernels::plan::lrn_tile(s, most, stage, lag, resident);
+        return std::array<int, 4>{t.pixels, t.pixel_tiles, t.channels, t.channel_tiles};
+      },
+      py::arg("images"), py::arg("channels"), py::arg("pixels"), py::arg("most"), py::arg("stage"),
+      py::arg("lag"), py::arg("resident"),
+      "(pixels, pixel_tiles, channels, channel_tiles) of a block of the NCHW LRN kernels with at "
+      "most `most` pixels.");
+  m.def(
+      "lrn_pool_rows",
+      [](std::array<int64_t, 4> size, Pair padding, bool ceil_mode, const std::string& dtype) {
+        return cnnkernels::plan::lrn_pool_rows(
+            pool_shape(size, {3, 3}, {2, 2}, padding, {1, 1}, ceil_mode), parse_dtype(dtype));
+      },
+      py::arg("size"), py::arg("padding"), py::arg("ceil_mode"), py::arg("dtype"),
+      "Output rows of a block of the fused NCHW LRN and 3x3/2 max-pool; 0: two kernels run.");
 }

@@ -28,7 +28,7 @@ constexpr int kLrnPoolPixels16 = 1017, kLrnPoolPixels32 = 509;
 inline int lrn_pool_rows(const PoolShape& s, Dtype dtype) {
   const int most = (dtype == Dtype::f32 ? kLrnPoolPixels32 : kLrnPoolPixels16) / std::max(s.w, 1);
   const int rows = std::min((most - 1) / 2, s.oh);
-  if (rows < std::min(2, s.oh)) return 0;  // each band repeats a row
+  if (rows < 1 || (rows == 1 && s.oh > 1)) return 0;  // each band repeats a row
   const int bands = (s.oh + rows - 1) / rows;
   return (s.oh + bands - 1) / bands;
 }
