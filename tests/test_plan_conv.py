@@ -141,6 +141,58 @@ def test_halo_tiles_read_every_tap_of_every_pixel(problem, data):
     assert (covered == 1).all()
 
 
+def written(slot, rows, row_bytes):
+    """What TMA leaves in shared memory: {address: (row, 16-byte chunk)} of a box of such rows at
+    ``slot``. Its swizzle (PTX ISA, "Swizzling modes"): of the 16-byte chunks of a 128-byte line, those
+    in the same 32, 64 or 128 bytes change places by an exclusive or with the line's number."""
+    chunks = row_bytes // 16
+    memory = {}
+    for row, chunk in itertools.product(range(rows), range(chunks)):
+        line, place = divmod((slot + row * row_bytes) // 16 + chunk, 8)
+        memory[16 * (8 * line + (place ^ line % 8 % chunks))] = row, chunk
+    return memory
+
+
+def read(memory, descriptor, rows, row_bytes):
+    """The rows of a K step of 32 bytes that wgmma reads, by the descriptor's fields."""
+    address = (descriptor & 0x3FFF) << 4
+    group = (descriptor >> 32 & 0x3FFF) << 4
+    assert descriptor >> 62 == {128: 1, 64: 2, 32: 3}[row_bytes]
+    assert descriptor >> 46 & 0xFFFF == 0, "no base offset, nothing in unused bits"
+    starts = [address + i // 8 * group + i % 8 * row_bytes for i in range(rows)]
+    return [[memory[plan.swizzled(a + half, row_bytes)] for half in (0, 16)] for a in starts]
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(stride=1, dilation=1), st.integers(0, 100), st.data())
+def test_operand_descriptors_read_what_tma_wrote(problem, buffer, data):
+    """Dense tiles (igemm) and windows of a halo box at every tap's start address."""
+    entry = data.draw(
+        st.sampled_from([p for p in plan.conv_plans(*problem) if p["why_not"] is None])
+    )
+    size = 4 if problem[-1] == "float32" else 2
+    box = entry["input"]["box"]
+    row_bytes = box[0] * size
+    slot = 1024 * (1 + buffer)
+    step = data.draw(st.integers(0, row_bytes // 32 - 1))
+    chunks = [2 * step, 2 * step + 1]
+    if "halo" not in entry:
+        rows = box[1]
+        descriptor = plan.operand_descriptor(slot + 32 * step, row_bytes, 8 * row_bytes)
+        got = read(written(slot, rows, row_bytes), descriptor, rows, row_bytes)
+        assert got == [[(row, c) for c in chunks] for row in range(rows)]
+        return
+    tile = entry["halo"]
+    shift = data.draw(st.sampled_from(tile["shifts"]))
+    # Whole-row tiles read past the box for pixels that are thrown away.
+    memory = written(slot, max(tile["starts"]) + max(tile["shifts"]) + 1, row_bytes)
+    descriptor = plan.operand_descriptor(
+        slot + shift * row_bytes + 32 * step, row_bytes, tile["group_pixels"] * row_bytes
+    )
+    got = read(memory, descriptor, tile["pixels"], row_bytes)
+    assert got == [[(start + shift, c) for c in chunks] for start in tile["starts"]]
+
+
 @settings(max_examples=100, deadline=None)
 @given(problems())
 def test_plans_fit_the_machine(problem):

@@ -9,6 +9,7 @@
 
 #include "plan/conv_plan.h"
 #include "plan/conv_walk.h"
+#include "plan/operand.h"
 
 namespace py = pybind11;
 using Ints = std::vector<int64_t>;
@@ -200,6 +201,10 @@ void bind_conv(py::module_& m) {
   m.def("conv_steps", &steps, py::arg("channels"), py::arg("kernel"), py::arg("shortcut_channels"),
         py::arg("chunk"), py::arg("split"),
         "igemm's walk, block by block: (segment, first channel, tap, filter row, filter column).");
+  m.def("swizzled", &swizzled, py::arg("address"), py::arg("span"),
+        "Where TMA puts, and wgmma finds, the byte at `address` of a buffer of that swizzle.");
+  m.def("operand_descriptor", &operand_descriptor, py::arg("address"), py::arg("row_bytes"),
+        py::arg("group_bytes"), "wgmma's 64-bit descriptor of an operand in shared memory.");
 }
 
 }  // namespace cnnkernels::plan

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "common/types.h"
+#include "plan/operand.h"
 
 #undef __launch_bounds__
 #define __launch_bounds__(...)
@@ -96,7 +97,7 @@ void yield();
 void moved();  // some fiber got further
 uint8_t* shared(Block& block, uint32_t address, uint32_t bytes);
 inline uint8_t* shared(uint32_t address, uint32_t bytes) { return shared(block(), address, bytes); }
-inline uint32_t swizzled(uint32_t a, int span) { return a ^ ((a >> 7) & (span / 16 - 1)) << 4; }
+using cnnkernels::plan::swizzled;
 bool arrive(Meeting& meeting, int threads);  // whether it was the last one
 void meet(Meeting& meeting, int threads);
 inline Warp& warp() { return block().warps[thread() / 32]; }

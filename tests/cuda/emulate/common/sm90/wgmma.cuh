@@ -1,5 +1,6 @@
 #pragma once
 #include "emulator.h"
+#include "plan/operand.h"
 
 namespace cnnkernels::sm90 {
 
@@ -15,9 +16,7 @@ void wgmma_wait() {
 }
 template <int kRowBytes>
 uint64_t window_descriptor(uint32_t address, uint32_t group_bytes) {
-  constexpr uint64_t layout = kRowBytes == 128 ? 1 : kRowBytes == 64 ? 2 : 3;
-  return (uint64_t(address & 0x3FFFF) >> 4) | (1ull << 16) | (uint64_t(group_bytes >> 4) << 32) |
-         (layout << 62);
+  return plan::operand_descriptor(address, kRowBytes, group_bytes);
 }
 template <int kRowBytes>
 uint64_t swizzled_descriptor(uint32_t address) {
