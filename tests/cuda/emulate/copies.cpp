@@ -30,7 +30,9 @@ const TensorMap& map_of(const CUtensorMap* map) {
 
 void put(const TensorMap& m, Block& to, uint32_t address, int64_t offset) {
   const int size = m.element_bytes();
-  uint8_t* p = shared(to, swizzled(address, m.swizzle), size);
+  const uint32_t at = swizzled(address, m.swizzle);
+  uint8_t* p = shared(to, at, size);
+  to.writers[(at - kSharedStart) / 16] = {};
   if (offset < 0)
     std::memset(p, 0, size);
   else
@@ -99,10 +101,12 @@ void store(const CUtensorMap* map, uint32_t from, std::vector<int> at) {
   Block* const b = &block();
   if (from % 128) fail("a store from an address off 128 bytes");
   if (static_cast<int>(at.size()) != m.rank) fail("a store whose form is not its map's");
+  const int size = m.element_bytes();
+  uint32_t count = 1;
+  for (int d = 0; d < m.rank; ++d) count *= m.box[d];
+  for (uint32_t i = 0; i < count * size; i += 16)
+    read_by_hardware(*b, swizzled(from + i, m.swizzle), 16);
   stores().open.push_back([=] {
-    const int size = m.element_bytes();
-    uint32_t count = 1;
-    for (int d = 0; d < m.rank; ++d) count *= m.box[d];
     for (uint32_t i = 0; i < count; ++i) {
       const int64_t offset = tiled_offset(m, at, i);
       if (offset >= 0)

@@ -91,6 +91,19 @@ uint8_t* shared(Block& b, uint32_t address, uint32_t bytes) {
     fail("a shared-memory address outside the launch's");
   return b.shared + (address - kSharedStart);
 }
+uint8_t* stored(uint32_t address, uint32_t bytes) {
+  Block& b = block();
+  uint8_t* p = shared(b, address, bytes);
+  b.writers[(address - kSharedStart) / 16] = {thread(), b.fences[thread()]};
+  return p;
+}
+const uint8_t* read_by_hardware(Block& b, uint32_t address, uint32_t bytes) {
+  const uint8_t* p = shared(b, address, bytes);
+  const Writer& w = b.writers[(address - kSharedStart) / 16];
+  if (w.thread >= 0 && b.fences[w.thread] == w.fences)
+    fail("TMA or wgmma reads what thread " + std::to_string(w.thread) + " stored without a fence");
+  return p;
+}
 Barrier& barrier(Block& b, uint32_t address) {
   const auto found = b.barriers.find(address);
   if (found == b.barriers.end()) fail("no barrier at this address");
@@ -140,7 +153,7 @@ namespace {
 void start_block(Block& b, int index, int rank, int shared_bytes) {
   b.index = index, b.rank = rank, b.threads = blockDim.x;
   b.shared = cnnkernels::shared_raw + rank * (kSharedBytes + kGuard);
-  b.shared_bytes = shared_bytes;
+  b.shared_bytes = shared_bytes, b.writers.resize(shared_bytes / 16 + 1);
   for (int i = 0; i < shared_bytes; ++i) b.shared[i] = random_number();
   std::memset(b.shared + shared_bytes, 0xff, kGuard);
 }

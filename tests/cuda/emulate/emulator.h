@@ -4,7 +4,7 @@
 // nobody else gets further, so that a missing wait or a buffer given back too early shows up; a
 // round in which no fiber gets further is a deadlock. The headers in common/sm90/ here stand in for
 // those in csrc/; what is checked beyond results: alignment, ranges, barrier counts, peers that
-// have exited.
+// have exited, proxy fences between ordinary stores and what TMA and wgmma read.
 #pragma once
 
 #include <cuda.h>
@@ -70,6 +70,11 @@ struct Warp {
   uint32_t address[32], words[32][4];  // what the lanes give to ldmatrix, stmatrix and shuffles
   bool asleep = false;
 };
+// Who wrote 16 bytes of shared memory last by an ordinary store, and how many fences ago.
+struct Writer {
+  int thread = -1;
+  uint32_t fences = 0;
+};
 struct Block {
   uint32_t index = 0;
   int rank = 0, threads = 0;
@@ -78,6 +83,8 @@ struct Block {
   std::map<uint32_t, Barrier> barriers;
   std::map<int, Meeting> named;
   Warp warps[kMaxThreads / 32];
+  std::vector<Writer> writers;
+  uint32_t fences[kMaxThreads] = {};  // of each thread, between ordinary stores and TMA or wgmma
 };
 // What one thread has issued: the open group and the committed ones.
 struct Groups {
@@ -97,6 +104,10 @@ void yield();
 void moved();  // some fiber got further
 uint8_t* shared(Block& block, uint32_t address, uint32_t bytes);
 inline uint8_t* shared(uint32_t address, uint32_t bytes) { return shared(block(), address, bytes); }
+// The same for an ordinary store, and for what TMA and wgmma read: a store before that needs a
+// fence.
+uint8_t* stored(uint32_t address, uint32_t bytes);
+const uint8_t* read_by_hardware(Block& block, uint32_t address, uint32_t bytes);
 using cnnkernels::plan::swizzled;
 bool arrive(Meeting& meeting, int threads);  // whether it was the last one
 void meet(Meeting& meeting, int threads);

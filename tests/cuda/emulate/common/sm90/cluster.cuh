@@ -18,7 +18,7 @@ inline float4 cluster_load(uint32_t remote) {
 }
 inline void shared_store(uint32_t address, float4 v) {
   if (address % 16) emulator::fail("a vector off 16 bytes");
-  std::memcpy(emulator::shared(address, 16), &v, 16);
+  std::memcpy(emulator::stored(address, 16), &v, 16);
 }
 inline void wait_for_previous_kernel() {}
 inline void start_next_kernel() {}

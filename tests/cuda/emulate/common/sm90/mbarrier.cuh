@@ -29,7 +29,7 @@ inline void mbarrier_wait(uint32_t address, uint32_t parity) {
   while ((b.phase & 1) == parity) emulator::yield();
   emulator::moved();
 }
-inline void fence_proxy_async() {}
+inline void fence_proxy_async() { ++emulator::block().fences[emulator::thread()]; }
 inline void named_barrier_sync(int id, int threads) {
   emulator::meet(emulator::block().named[id], threads);
 }

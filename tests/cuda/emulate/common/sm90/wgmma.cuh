@@ -44,7 +44,8 @@ void operand_row(float* out, uint64_t descriptor, int i) {
   const int span = 256 >> (descriptor >> 62);
   for (int half = 0; half < 2; ++half) {
     const uint32_t address = start + i / 8 * group + i % 8 * span + half * 16;
-    const uint8_t* p = emulator::shared(emulator::swizzled(address, span), 16);
+    const uint8_t* p =
+        emulator::read_by_hardware(emulator::block(), emulator::swizzled(address, span), 16);
     for (int k = 0; k < 16; k += sizeof(T)) *out++ = element(p + k, T{});
   }
 }

@@ -57,6 +57,7 @@ template <bool kFour>
 void store_matrices(uint32_t address, const uint32_t (&words)[4]) {
   emulator::Warp& warp = emulator::warp();
   warp.address[emulator::lane()] = address;
+  if (kFour || emulator::lane() < 16) emulator::stored(address, 16);
   emulator::meet_warp();
   for (int i = 0; i < (kFour ? 4 : 2); ++i)
     for (int e = 0; e < 2; ++e)
@@ -72,7 +73,7 @@ template <class... Words>
 void store_words(uint32_t address, Words... words) {
   const uint32_t v[] = {words...};
   if (address % sizeof v) emulator::fail("words off their size");
-  std::memcpy(emulator::shared(address, sizeof v), v, sizeof v);
+  std::memcpy(emulator::stored(address, sizeof v), v, sizeof v);
 }
 
 }  // namespace cnnkernels::sm90
