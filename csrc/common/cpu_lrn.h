@@ -1,17 +1,15 @@
 // Local response normalisation of a few pixels or planes on the CPU, forward and backward: what the
 // LRN op and its fusion with max-pooling share.
 //
-// Both layouts come down to the same two loops over flat arrays: squares (or gradient terms) of
-// `size` neighbouring channels are added, and the sum is turned into d^-beta. In NCHW the arrays
-// are a run of pixels, one row per channel, in a ring of `size` rows; in NHWC they are one pixel's
-// channels, and the neighbours are the same array shifted, with zeros at both ends.
-// fp32 tensors are summed and raised in double, which keeps the result within an ulp; the loop
-// stays close to memory's speed. 16-bit tensors need fp32 only.
+// Both layouts come down to loops over flat arrays: squares (or gradient terms) of `size`
+// neighbouring channels are added, and the sum is turned into d^-beta. In NCHW the arrays are runs
+// of pixels, a ring of `size` rows; in NHWC one pixel's channels, shifted, with zeros at both ends.
+// fp32 tensors are summed in double, which keeps the result within 2 ulp; 16-bit tensors need fp32.
 #pragma once
 
 #include <vector>
 
-#include "common/cpu_math.h"
+#include "common/cpu_isa.h"
 
 namespace cnnkernels {
 
@@ -71,10 +69,8 @@ CNNKERNELS_INLINE void lrn_load_pixel(const T* x, const T* bias, bool relu, floa
   }
 }
 
-// Sum of one element's window.
 template <int kSize, class A>
 CNNKERNELS_INLINE A lrn_sum(const A* const* rows, int64_t i) {
-  static_assert(kSize == 1 || kSize == 5);
   if constexpr (kSize == 1) return rows[0][i];
   return ((rows[0][i] + rows[1][i]) + (rows[2][i] + rows[3][i])) + rows[4][i];
 }
@@ -168,7 +164,7 @@ class Lrn {
       : p_(p), scale_(static_cast<A>(p.scale)), k_(static_cast<A>(p.k)), power_(-p.beta) {}
 
   // A run of n pixels in NCHW: element (c, i) is x[c * x_stride + i], out[c * out_stride + i].
-  CNNKERNELS_CLONES void planes(const T* x, int64_t x_stride, const T* bias, T* out,
+  CNNKERNELS_INLINE void planes(const T* x, int64_t x_stride, const T* bias, T* out,
                                 int64_t out_stride, int64_t n) {
     start(n, /*gradient=*/false);
     for (int64_t c = -p_.after; c < p_.channels; ++c) {
@@ -182,7 +178,7 @@ class Lrn {
   }
 
   template <class G>
-  CNNKERNELS_CLONES void planes_backward(const G* grad, int64_t grad_stride, const T* x,
+  CNNKERNELS_INLINE void planes_backward(const G* grad, int64_t grad_stride, const T* x,
                                          int64_t x_stride, const T* bias, T* dx, int64_t dx_stride,
                                          int64_t n) {
     start(n, /*gradient=*/true);
@@ -206,7 +202,7 @@ class Lrn {
   }
 
   // n pixels in NHWC, each x[i * channels ...].
-  CNNKERNELS_CLONES void pixels(const T* x, const T* bias, T* out, int64_t n) {
+  CNNKERNELS_INLINE void pixels(const T* x, const T* bias, T* out, int64_t n) {
     start_pixels();
     const int64_t channels = p_.channels;
     for (int64_t i = 0; i < n; ++i, x += channels, out += channels) {
@@ -217,7 +213,7 @@ class Lrn {
   }
 
   template <class G>
-  CNNKERNELS_CLONES void pixels_backward(const G* grad, const T* x, const T* bias, T* dx,
+  CNNKERNELS_INLINE void pixels_backward(const G* grad, const T* x, const T* bias, T* dx,
                                          int64_t n) {
     start_pixels();
     const int64_t channels = p_.channels;

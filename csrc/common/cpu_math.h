@@ -138,15 +138,12 @@ struct Power<double> {
     const int32_t bits = bits_as<int32_t>(static_cast<float>(d));
     const int32_t e = (bits - 0x3f3504f3) >> 23;  // sqrt(1/2): the mantissa's middle
     const float f = bits_as<float>(bits - (e << 23)) - 1.f;
-    float p = 0.12310983891253549f;
-    p = p * f + -0.20586213498544528f;
-    p = p * f + 0.21607828890968769f;
-    p = p * f + -0.23916985319444756f;
-    p = p * f + 0.28790325220013391f;
-    p = p * f + -0.36069326896280046f;
-    p = p * f + 0.48091075371261116f;
-    p = p * f + -0.72134746824396545f;
-    p = p * f + 1.4426950035669874f;
+    // In pairs, for short chains of dependent operations; the leading term last, for its accuracy.
+    const float f2 = f * f, f4 = f2 * f2;
+    const float p3 = (0.48091075371261116f + -0.36069326896280046f * f) +
+                     (0.28790325220013391f + -0.23916985319444756f * f) * f2;
+    const float p7 = (0.21607828890968769f + -0.20586213498544528f * f) + 0.12310983891253549f * f2;
+    const float p = (-0.72134746824396545f + (p3 + p7 * f4) * f) * f + 1.4426950035669874f;
     const float fraction = p * f;
     const float whole = static_cast<float>(e);
     const float shifted = high * (fraction + whole) + 0x1.8p23f;  // rounds; integer in the low bits
@@ -154,12 +151,10 @@ struct Power<double> {
     float r = std::fma(high, whole, -n);  // exact but for high's own bits
     r = low_part * whole + r;
     r = high * fraction + r;
-    float q = 0.000154541621f;
-    q = q * r + 0.00133920174f;
-    q = q * r + 0.00961808067f;
-    q = q * r + 0.0555035493f;
-    q = q * r + 0.240226508f;
-    q = q * r + 0.693147188f;
+    const float r2 = r * r;
+    const float q2 =
+        (0.0555035493f + 0.00961808067f * r) + (0.00133920174f + 0.000154541621f * r) * r2;
+    const float q = (0.240226508f + q2 * r) * r + 0.693147188f;
     const float scaled = v * bits_as<float>((bits_as<int32_t>(shifted) << 23) + 0x3f800000);
     return scaled * (q * r) + scaled;
   }

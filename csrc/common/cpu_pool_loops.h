@@ -3,7 +3,7 @@
 // the best so far or NaN, so the first maximum and the last NaN win.
 #pragma once
 
-#include "common/cpu_math.h"
+#include "common/cpu_isa.h"
 
 namespace cnnkernels {
 
@@ -77,7 +77,6 @@ inline PoolParams pool_params_of_backward(const Tensor& x, const Tensor& offsets
 
 // Lengths are multiples of kLanes: rows are short, and a vector loop's remainder would cost more
 // than the loop. Buffers are padded to it.
-constexpr int64_t kLanes = 16;
 constexpr int64_t padded_to_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // Calls block(first) for each block of kLanes elements.

@@ -16,10 +16,12 @@ void for_runs(const Tensor& x, int64_t run_length, const F& make) {
   const int64_t grain = std::max<int64_t>(1, 32768 / (std::min(run_length, hw) * c));
   torch::stable::parallel_for(0, n * runs, grain, [&](int64_t begin, int64_t end) {
     auto run = make();
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % runs * run_length;
-      run(i / runs, first, std::min(run_length, hw - first));
-    }
+    with_isa([&](auto) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % runs * run_length;
+        run(i / runs, first, std::min(run_length, hw - first));
+      }
+    });
   });
 }
 

@@ -20,10 +20,12 @@ void for_bands(int64_t images, int64_t rows, int64_t band, const F& make) {
   const int64_t bands = (rows + band - 1) / band;
   torch::stable::parallel_for(0, images * bands, 1, [&](int64_t begin, int64_t end) {
     auto run = make();
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % bands * band;
-      run(i / bands, first, std::min(rows, first + band));
-    }
+    with_isa([&](auto) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % bands * band;
+        run(i / bands, first, std::min(rows, first + band));
+      }
+    });
   });
 }
 
