@@ -101,9 +101,9 @@ inline void run_forever() {
     pause();
   }
 }
-inline void run_block(unsigned threads) {
+inline void run_block(unsigned threads, size_t shared) {
   static const bool reversed = std::getenv("CUDA_HOST_REVERSED") != nullptr;
-  std::memset(shared_memory, 0xff, kShared);  // NaN
+  std::memset(shared_memory, 0xff, shared);  // NaN
   if (fibers.size() < threads) {
     fibers = std::vector<Fiber>(std::max<size_t>(threads, 512));
     for (Fiber& f : fibers) {
@@ -134,7 +134,10 @@ auto launch(void (*kernel)(Parameters...), unsigned grid, unsigned threads, size
     if (threads > 1024 || shared > 227 * 1024) std::abort();
     gridDim.x = grid, blockDim.x = threads;
     body = [&] { kernel(arguments...); };
-    for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) run_block(threads);
+    std::memset(shared_memory, 0xff, kShared);
+    for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) run_block(threads, shared);
+    for (size_t i = shared; i < kShared; ++i)  // written beyond what the launch asked for
+      if (shared_memory[i] != static_cast<char>(0xff)) std::abort();
   };
 }
 inline void* shared() { return shared_memory; }
