@@ -52,9 +52,8 @@ def _windows_why_not(x, weight, stride, padding, dilation, *pool) -> str | None:
     if _window(*pairs) != ([2, 2], [2, 2], [0, 0], [1, 1]):
         return "the kernel pools 2x2 windows of stride 2, without padding"
     sizes = _conv2d.output_shape(x, weight, stride, padding, dilation)[2:]
-    if ceil_mode and any(size % 2 for size in sizes):
-        return "the kernel drops odd edges (ceil_mode=False)"
-    return "the convolution's output is smaller than a window" if min(sizes) < 2 else None
+    odd = ceil_mode and any(size % 2 for size in sizes)
+    return "the kernel drops odd edges (ceil_mode=False)" if odd else None
 
 
 def _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool) -> bool:
@@ -187,8 +186,8 @@ _OP = define(
     " SymInt[2] pool_dilation=1, bool ceil_mode=False) -> Tensor",
     impls=[
         Impl("cuda", _cuda, _cuda_why_not, held_back=_cuda_held_back, detail=_cuda_detail),
-        Impl("cpu", _cpu, _cpu_why_not),
         Impl("triton", _triton, _triton_why_not, default=False, configs=_triton_configs),
+        Impl("cpu", _cpu, _cpu_why_not),
         Impl("reference", _chain, _args.always),
     ],
     check=_check,
