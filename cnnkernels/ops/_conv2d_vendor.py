@@ -56,6 +56,15 @@ def _is_small(x, weight, nhwc: bool, dilation, groups) -> bool:
     return plain and pixels * weight.numel() <= SMALL
 
 
+def adds(x, residual, groups) -> bool:
+    """Whether torch's binding of oneDNN adds a residual of this kind: it refuses some 1x1 maps in
+    channels_last (torch 2.11), and in NCHW or with groups knows float32 only."""
+    if residual.shape[2:].numel() == 1:
+        return False
+    nhwc = _args.memory_format(x) == torch.channels_last
+    return x.dtype == torch.float32 or (nhwc and groups == 1)
+
+
 def cpu(x, weight, bias, residual, stride, padding, dilation, groups, relu):
     nhwc = _args.memory_format(x) == torch.channels_last
     if not nhwc:
@@ -63,11 +72,11 @@ def cpu(x, weight, bias, residual, stride, padding, dilation, groups, relu):
     geometry = (padding, stride, dilation, groups)
     if _is_small(x, weight, nhwc, dilation, groups):
         out = torch._C._nn.thnn_conv2d(x, weight, weight.shape[2:], bias, stride, padding)
-    elif residual is not None and (x.dtype == torch.float32 or (nhwc and groups == 1)):
+    elif residual is not None and adds(x, residual, groups):
         fused = torch.ops.mkldnn._convolution_pointwise.binary
         out = fused(x, residual, weight, bias, *geometry, "add", 1.0, None, [], "")
         residual = None
-    else:  # torch adds the residual itself in NCHW or with groups, and then knows float32 only
+    else:
         out = torch.mkldnn_convolution(x, weight, bias, *geometry)
     if residual is not None:
         out += residual

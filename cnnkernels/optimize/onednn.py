@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..ops._conv2d_vendor import adds
 from .net import Net, aten, ours
 
 LINEAR = aten.linear.default
@@ -64,8 +65,8 @@ def convolution(target, args: tuple) -> Callable | None:
     """The convolution ``target`` on a packed weight; None where torch has no such function for
     arguments like these."""
     residual = target in _WITH_RESIDUAL
-    x, groups = args[0], args[-1]
-    if x.shape[0] == 0 or (residual and x.dtype != torch.float32 and groups != 1):
+    x = args[0]
+    if x.shape[0] == 0:
         return None
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         return None
@@ -77,6 +78,12 @@ def convolution(target, args: tuple) -> Callable | None:
 
         def plain(x, weight, bias, stride, padding, dilation, groups):
             return convolve(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
+
+    elif not adds(x, args[2], args[-1]):
+
+        def plain(x, weight, z, bias, stride, padding, dilation, groups):
+            out = convolve(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
+            return out.add_(z)
 
     else:
 
