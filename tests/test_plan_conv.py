@@ -194,6 +194,27 @@ def test_operand_descriptors_read_what_tma_wrote(problem, buffer, data):
 
 
 @settings(max_examples=100, deadline=None)
+@given(problems(stride=1, dilation=1))
+def test_halo_kernels_read_no_further_than_their_weights(problem):
+    """For pixels that are thrown away they read behind the box, where the weights lie."""
+    instances = {i["name"]: i for i in plan.conv_instances()}
+    size = 4 if problem[-1] == "float32" else 2
+    for entry in plan.conv_plans(*problem):
+        if entry["why_not"] is not None or "halo" not in entry:
+            continue
+        instance, tile = instances[entry["instance"]], entry["halo"]
+        row_bytes = instance["row_bytes"]
+        end = (max(tile["starts"]) + max(tile["shifts"]) + 1) * row_bytes
+        slot = -(-tile["pitch"] * tile["box_rows"] * row_bytes // 1024) * 1024
+        taps = problem[1][2] * problem[1][3]
+        if entry["instance"].startswith("halo_res"):
+            slot = max(slot, tile["pixels"] * 64 * size)
+        else:
+            taps = entry["stages"]
+        assert end <= slot + taps * instance["channels"] * row_bytes, entry["instance"]
+
+
+@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_plans_fit_the_machine(problem):
     x, weight, dtype = problem[0], problem[1], problem[-1]

@@ -3,7 +3,7 @@
 // shared memory and walks pixel tiles; its two consumer warpgroups take tiles alternately. A tile's
 // input box (plan::HaloTile) is loaded once, every tap multiplies it from a shifted start address,
 // and the finished output is staged where the box was: no weight traffic, one barrier wait per
-// tile, R x S x 2..4 wgmma back to back. Shared memory: weights, two boxes per warpgroup, barriers.
+// tile, R x S x 2..4 wgmma back to back. Shared memory: two boxes per warpgroup, weights, barriers.
 // Im2col re-reads each pixel R x S times from L2, which limits 64-channel layers to half the tensor
 // cores' rate; this kernel reaches 95 %.
 #include "conv2d/conv2d_halo.cuh"
@@ -18,9 +18,11 @@ __global__ void __launch_bounds__(384, 1)
     conv2d_halo_res_kernel(const __grid_constant__ HaloMaps maps, const HaloParams prm) {
   constexpr int kWeightBytes = 64 * kRowBytes;  // one tap
   const int taps = prm.r * prm.s;
-  const uint32_t weights = (sm90::dynamic_shared_memory() + 1023) & ~1023u;
-  const uint32_t boxes = weights + ((taps * kWeightBytes + 1023) & ~1023);
-  const uint32_t full = boxes + 2 * kBoxes * prm.box_slot, empty = full + 2 * kBoxes * 8;
+  // Pixels that are thrown away are read from behind the box: behind the last one are the weights.
+  const uint32_t boxes = (sm90::dynamic_shared_memory() + 1023) & ~1023u;
+  const uint32_t weights = boxes + 2 * kBoxes * prm.box_slot;
+  const uint32_t full = weights + ((taps * kWeightBytes + 1023) & ~1023);
+  const uint32_t empty = full + 2 * kBoxes * 8;
   const uint32_t weights_full = empty + 2 * kBoxes * 8, residual_full = weights_full + 8;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {

@@ -105,7 +105,7 @@ void store(const CUtensorMap* map, uint32_t from, std::vector<int> at) {
   uint32_t count = 1;
   for (int d = 0; d < m.rank; ++d) count *= m.box[d];
   for (uint32_t i = 0; i < count * size; i += 16)
-    read_by_hardware(*b, swizzled(from + i, m.swizzle), 16);
+    if (!fenced(*b, swizzled(from + i, m.swizzle))) fail("stores by TMA what has not been fenced");
   stores().open.push_back([=] {
     for (uint32_t i = 0; i < count; ++i) {
       const int64_t offset = tiled_offset(m, at, i);

@@ -97,12 +97,9 @@ uint8_t* stored(uint32_t address, uint32_t bytes) {
   b.writers[(address - kSharedStart) / 16] = {thread(), b.fences[thread()]};
   return p;
 }
-const uint8_t* read_by_hardware(Block& b, uint32_t address, uint32_t bytes) {
-  const uint8_t* p = shared(b, address, bytes);
+bool fenced(const Block& b, uint32_t address) {
   const Writer& w = b.writers[(address - kSharedStart) / 16];
-  if (w.thread >= 0 && b.fences[w.thread] == w.fences)
-    fail("TMA or wgmma reads what thread " + std::to_string(w.thread) + " stored without a fence");
-  return p;
+  return w.thread < 0 || b.fences[w.thread] != w.fences;
 }
 Barrier& barrier(Block& b, uint32_t address) {
   const auto found = b.barriers.find(address);

@@ -104,10 +104,9 @@ void yield();
 void moved();  // some fiber got further
 uint8_t* shared(Block& block, uint32_t address, uint32_t bytes);
 inline uint8_t* shared(uint32_t address, uint32_t bytes) { return shared(block(), address, bytes); }
-// The same for an ordinary store, and for what TMA and wgmma read: a store before that needs a
-// fence.
-uint8_t* stored(uint32_t address, uint32_t bytes);
-const uint8_t* read_by_hardware(Block& block, uint32_t address, uint32_t bytes);
+uint8_t* stored(uint32_t address, uint32_t bytes);  // the same for an ordinary store
+// Whether TMA and wgmma may read there: no ordinary store without a fence by its thread since.
+bool fenced(const Block& block, uint32_t address);
 using cnnkernels::plan::swizzled;
 bool arrive(Meeting& meeting, int threads);  // whether it was the last one
 void meet(Meeting& meeting, int threads);

@@ -1,4 +1,6 @@
 #pragma once
+#include <cmath>
+
 #include "emulator.h"
 #include "plan/operand.h"
 
@@ -37,16 +39,18 @@ inline float element(const uint8_t* p, float) {  // TF32: the last 13 bits are n
   std::memcpy(&v, p, 4);
   return __uint_as_float(v & ~0x1fffu);
 }
-// Row i of a K-major operand: 32 bytes.
+// Row i of a K-major operand: 32 bytes; NaN where ordinary stores have not been fenced (halo tiles
+// read beyond their box for pixels that are thrown away).
 template <class T>
 void operand_row(float* out, uint64_t descriptor, int i) {
   const uint32_t start = (descriptor & 0x3fff) << 4, group = (descriptor >> 32 & 0x3fff) << 4;
   const int span = 256 >> (descriptor >> 62);
   for (int half = 0; half < 2; ++half) {
-    const uint32_t address = start + i / 8 * group + i % 8 * span + half * 16;
-    const uint8_t* p =
-        emulator::read_by_hardware(emulator::block(), emulator::swizzled(address, span), 16);
-    for (int k = 0; k < 16; k += sizeof(T)) *out++ = element(p + k, T{});
+    const uint32_t address =
+        emulator::swizzled(start + i / 8 * group + i % 8 * span + half * 16, span);
+    const uint8_t* p = emulator::shared(address, 16);
+    const bool fenced = emulator::fenced(emulator::block(), address);
+    for (int k = 0; k < 16; k += sizeof(T)) *out++ = fenced ? element(p + k, T{}) : NAN;
   }
 }
 template <class T, int kN>
