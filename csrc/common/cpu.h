@@ -1,4 +1,4 @@
-// What the CPU kernels share: dtype dispatch and instruction-set clones.
+// What the CPU kernels share: dtype dispatch and checks.
 #pragma once
 
 #include <algorithm>
@@ -6,15 +6,6 @@
 #include <cstdint>
 
 #include "common/tensor.h"
-
-// One source, compiled for several instruction sets and chosen at load time, so that one wheel runs
-// everywhere and still uses AVX2/AVX-512 where they are.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CNNKERNELS_CLONES \
-  __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define CNNKERNELS_CLONES
-#endif
 
 namespace cnnkernels {
 

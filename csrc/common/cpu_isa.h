@@ -16,6 +16,10 @@
 #define CNNKERNELS_TARGET(features) inline __attribute__((target(features)))
 #endif
 
+// Lambdas on the way to a member of an instruction set need it: a copy that the compiler made of
+// one before with_isa pulls it in would call that member.
+#define CNNKERNELS_LAMBDA __attribute__((always_inline))
+
 namespace cnnkernels {
 
 constexpr int64_t kLanes = 16;
@@ -47,6 +51,10 @@ struct Portable {
   template <class Label>
   static inline void add_where(const Label* at, int32_t label, const float* v, float* sum) {
     for (int e = 0; e < kLanes; ++e) sum[e] += at[e] == static_cast<Label>(label) ? v[e] : 0.f;
+  }
+  // The even and the odd ones of 2 * kLanes elements.
+  static inline void split(const float* v, float* even, float* odd) {
+    for (int e = 0; e < kLanes; ++e) even[e] = v[2 * e], odd[e] = v[2 * e + 1];
   }
   template <class Label>
   static inline void narrow(const int32_t* v, Label* x) {
@@ -151,6 +159,13 @@ struct Avx512 : Portable {
   }
   CNNKERNELS_TARGET("avx512f") static void narrow(const int32_t* v, uint8_t* x) {
     _mm_storeu_si128((__m128i*)x, _mm512_cvtepi32_epi8(_mm512_loadu_si512(v)));
+  }
+  CNNKERNELS_TARGET("avx512f") static void split(const float* v, float* even, float* odd) {
+    const __m512i at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i next = _mm512_add_epi32(at, _mm512_set1_epi32(1));
+    const __m512 low = _mm512_loadu_ps(v), high = _mm512_loadu_ps(v + kLanes);
+    _mm512_storeu_ps(even, _mm512_permutex2var_ps(low, at, high));
+    _mm512_storeu_ps(odd, _mm512_permutex2var_ps(low, next, high));
   }
 };
 

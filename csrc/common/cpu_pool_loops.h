@@ -3,6 +3,8 @@
 // the best so far or NaN, so the first maximum and the last NaN win.
 #pragma once
 
+#include <vector>
+
 #include "common/cpu_isa.h"
 
 namespace cnnkernels {
@@ -72,180 +74,154 @@ inline PoolParams pool_params_of_backward(const Tensor& x, const Tensor& offsets
   return p;
 }
 
-// --- loops over flat arrays, inlined into the cloned functions below
-// ------------------------------
-
-// Lengths are multiples of kLanes: rows are short, and a vector loop's remainder would cost more
-// than the loop. Buffers are padded to it.
-constexpr int64_t padded_to_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-// Calls block(first) for each block of kLanes elements.
-template <class F>
-CNNKERNELS_INLINE void for_lanes(int64_t n, const F& block) {
-  for (int64_t first = 0; first < n; first += kLanes) block(first);
-}
+// --- one block of kLanes windows or pixels: inlined, everything in registers -----------------
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-// even[i] = x[2i], odd[i] = x[2i + 1]; past x's n elements, -inf up to a whole block.
+constexpr int64_t padded_to_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// f(n as a constant) for the common numbers of taps, f(0) for the others.
+template <int... kCommon, class F>
+CNNKERNELS_INLINE void with_count(int64_t n, const F& f) {
+  if (((n == kCommon && (f(std::integral_constant<int, kCommon>{}), true)) || ...)) return;
+  f(std::integral_constant<int, 0>{});
+}
+
+// The taps of a block: element i of tap t is at values[t] + i and has the label labels[t], plus
+// positions[t][i] where rows with positions are reduced.
 template <class T>
-CNNKERNELS_INLINE void pool_split_two(const T* x, int64_t n, float* __restrict even,
-                                      float* __restrict odd) {
-  const auto block = [](const T* from, float* __restrict e, float* __restrict o)
-                         __attribute__((always_inline)) {
-                           for (int i = 0; i < kLanes; ++i) {
-                             e[i] = to_f32(from[2 * i]);
-                             o[i] = to_f32(from[2 * i + 1]);
-                           }
-                         };
-  int64_t i = 0;
-  for (; 2 * (i + kLanes) <= n; i += kLanes) block(x + 2 * i, even + i, odd + i);
-  if (2 * i == n) return;
-  T rest[2 * kLanes];
-  std::fill_n(rest, 2 * kLanes, from_f32<T>(kLowest));
-  std::memcpy(rest, x + 2 * i, (n - 2 * i) * sizeof(T));
-  block(rest, even + i, odd + i);
-}
+struct PoolTaps {
+  std::vector<const T*> values;
+  std::vector<const int32_t*> positions;
+  std::vector<int32_t> labels;
+  int64_t count = 0;
+  explicit PoolTaps(int64_t most) : values(most), positions(most), labels(most) {}
+  void add(const T* value, int64_t label, const int32_t* position = nullptr) {
+    values[count] = value, positions[count] = position;
+    labels[count++] = static_cast<int32_t>(label);
+  }
+};
 
-// out[i] = x[i]; past x's n elements, -inf up to a whole block.
-template <class T>
-CNNKERNELS_INLINE void pool_convert(const T* x, int64_t n, float* __restrict out) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int e = 0; e < kLanes; ++e) out[i + e] = to_f32(x[i + e]);
-  if (i == n) return;
-  T rest[kLanes];
-  std::fill_n(rest, kLanes, from_f32<T>(kLowest));
-  std::memcpy(rest, x + i, (n - i) * sizeof(T));
-  for (int e = 0; e < kLanes; ++e) out[i + e] = to_f32(rest[e]);
-}
+// Element t of a vector, the first kCount of them kept in registers.
+template <int kCount, class E>
+struct First {
+  E first[kCount];
+  CNNKERNELS_INLINE explicit First(const std::vector<E>& v) {
+    for (int t = 0; t < kCount; ++t) first[t] = v[t];
+  }
+  CNNKERNELS_INLINE E operator[](int64_t t) const { return first[t]; }
+};
+template <class E>
+struct First<0, E> {
+  const E* all;
+  CNNKERNELS_INLINE explicit First(const std::vector<E>& v) : all(v.data()) {}
+  CNNKERNELS_INLINE E operator[](int64_t t) const { return all[t]; }
+};
 
-// best = max(best, tap) by the scan's rule.
-CNNKERNELS_INLINE void pool_take(const float* tap, float* __restrict best, int64_t n) {
-  for_lanes(n, [&](int64_t first) __attribute__((always_inline)) {
-    for (int64_t i = first; i < first + kLanes; ++i) {
-      const float v = tap[i], b = best[i];
-      best[i] = (v > b) | (v != v) ? v : b;
-    }
-  });
-}
+template <int kTaps, class T>
+struct LocalPoolTaps {
+  First<kTaps, const T*> values;
+  First<kTaps, const int32_t*> positions;
+  First<kTaps, int32_t> labels;
+  int64_t count;
+  CNNKERNELS_INLINE explicit LocalPoolTaps(const PoolTaps<T>& t)
+      : values(t.values), positions(t.positions), labels(t.labels), count(t.count) {}
+};
 
-// Where taken, position = label + tap_position (0 if null).
-CNNKERNELS_INLINE void pool_take_label(const float* tap, const int32_t* tap_position, int32_t label,
-                                       float* __restrict best, int32_t* __restrict position,
-                                       int64_t n) {
-  for_lanes(n, [&](int64_t first) __attribute__((always_inline)) {
-    for (int64_t i = first; i < first + kLanes; ++i) {
-      const float v = tap[i], b = best[i];
-      const bool take = (v > b) | (v != v);
-      best[i] = take ? v : b;
-      const int32_t at = tap_position ? label + tap_position[i] : label;
-      position[i] = take ? at : position[i];
-    }
-  });
-}
-
-// best = the winner of kTaps taps, with labels 0 ... kTaps - 1 if position is not null: the common
-// windows, without the arrays in between. `position` holds the first valid label before.
-template <int kTaps, bool kTrack>
-CNNKERNELS_INLINE void pool_take_all(const float* const* taps, float* __restrict best,
-                                     int32_t* __restrict position, int64_t n) {
-  const float* tap[kTaps];
-  for (int t = 0; t < kTaps; ++t) tap[t] = taps[t];
-  for_lanes(n, [&](int64_t first) __attribute__((always_inline)) {
-    for (int64_t i = first; i < first + kLanes; ++i) {
-      float m = kLowest;
-      int32_t at = kTrack ? position[i] : 0;
-#pragma GCC unroll 4
-      for (int t = 0; t < kTaps; ++t) {
-        const float v = tap[t][i];
-        const bool take = (v > m) | (v != v);
-        m = take ? v : m;
-        at = take ? t : at;
-      }
-      best[i] = m;
-      if (kTrack) position[i] = at;
-    }
-  });
-}
-
-// Results of n windows in T, after the ReLU if asked; position may be null. n need not be a
-// multiple of kLanes, the buffers are.
-template <class T, class Offset>
-CNNKERNELS_INLINE void pool_store(const float* best, const int32_t* position, bool relu, T* out,
-                                  Offset* offsets, int64_t n) {
-  const float floor = relu ? 0.f : kLowest;
-  T values[kLanes];
-  Offset places[kLanes];
-  for_lanes(n, [&](int64_t first) __attribute__((always_inline)) {
-    const float* from = best + first;
-    const int64_t count = std::min(kLanes, n - first);
-    for (int i = 0; i < kLanes; ++i) values[i] = from_f32<T>(from[i] <= floor ? floor : from[i]);
-    std::memcpy(out + first, values, count * sizeof(T));
-    if (!position) return;
-    for (int i = 0; i < kLanes; ++i)
-      places[i] =
-          relu & (from[i] <= floor) ? kNoOffset<Offset> : static_cast<Offset>(position[first + i]);
-    std::memcpy(offsets + first, places, count * sizeof(Offset));
-  });
-}
-
-// `kTaps` taps (0: `count`) of one output pixel in NHWC, all inside the input.
-template <int kTaps, bool kTrack, class T, class Offset>
-CNNKERNELS_INLINE void pool_pixel(const T* const* taps, const int32_t* labels, int64_t count,
-                                  int64_t channels, bool relu, T* __restrict out,
-                                  Offset* __restrict offsets) {
-  const float floor = relu ? 0.f : -std::numeric_limits<float>::infinity();
-  if constexpr (kTaps > 0) {
-    // Everything in registers: one pass over the channels.
-    const T* tap[kTaps];
-    int32_t label[kTaps];
-    for (int t = 0; t < kTaps; ++t) tap[t] = taps[t], label[t] = labels[t];
-    for (int64_t i = 0; i < channels; ++i) {
-      float best = to_f32(tap[0][i]);
-      int32_t position = label[0];
+// best, at = value and label of the winners of windows [i, i + n). `at` comes in as the label of
+// the first tap, which is also that of a window of -inf alone. kTaps 0: taps.count.
+template <int kTaps, bool kTrack, bool kRows, class Isa, class Taps>
+CNNKERNELS_INLINE void pool_reduce(const Taps& taps, int64_t i, int64_t n, float* best,
+                                   int32_t* at) {
+  load<Isa>(taps.values[0] + i, best, n);
 #pragma GCC unroll 9
-      for (int t = 1; t < kTaps; ++t) {
-        const float v = to_f32(tap[t][i]);
-        const bool take = (v > best) | (v != v);
-        best = take ? v : best;
-        position = take ? label[t] : position;
+  for (int64_t t = 1; t < (kTaps ? kTaps : taps.count); ++t) {
+    float v[kLanes];
+    load<Isa>(taps.values[t] + i, v, n);
+    if constexpr (kTrack) {
+      const int32_t label = taps.labels[t], *position = kRows ? taps.positions[t] + i : nullptr;
+      for (int e = 0; e < kLanes; ++e) {
+        const bool take = (v[e] > best[e]) | (v[e] != v[e]);
+        at[e] = take ? (kRows ? label + position[e] : label) : at[e];
       }
-      const bool stop = best <= floor;
-      out[i] = from_f32<T>(stop ? floor : best);
-      if (kTrack) offsets[i] = relu && stop ? kNoOffset<Offset> : static_cast<Offset>(position);
     }
-    return;
-  }
-  constexpr int64_t kBlock = 64;
-  float best[kBlock], value[kBlock];
-  int32_t position[kBlock];
-  for (int64_t c = 0; c < channels; c += kBlock) {
-    const int64_t n = std::min(kBlock, channels - c), padded = padded_to_lanes(n);
-    pool_convert(taps[0] + c, n, best);
-    if (kTrack) std::fill_n(position, padded, labels[0]);
-    for (int64_t t = 1; t < count; ++t) {
-      pool_convert(taps[t] + c, n, value);
-      if (kTrack)
-        pool_take_label(value, nullptr, labels[t], best, position, padded);
-      else
-        pool_take(value, best, padded);
+    for (int e = 0; e < kLanes; ++e) {
+      const float larger = v[e] > best[e] ? v[e] : best[e];
+      best[e] = v[e] != v[e] ? v[e] : larger;
     }
-    pool_store<T, Offset>(best, kTrack ? position : nullptr, relu, out + c,
-                          kTrack ? offsets + c : offsets, n);
   }
 }
 
-// sum += grad where the window's position is this tap's
+template <class Isa, class Offset>
+CNNKERNELS_INLINE void store_ints(const int32_t* v, Offset* x, int64_t n) {
+  if (n == kLanes) return Isa::narrow(v, x);
+  for (int e = 0; e < n; ++e) x[e] = static_cast<Offset>(v[e]);
+}
+
+// n windows' results in T, after the ReLU if asked; offsets may be null.
+template <class Isa, class T, class Offset>
+CNNKERNELS_INLINE void pool_finish(float* best, const int32_t* at, bool relu, T* out,
+                                   Offset* offsets, int64_t n) {
+  const float floor = relu ? 0.f : kLowest;
+  if (offsets) {
+    int32_t places[kLanes];
+    for (int e = 0; e < kLanes; ++e) places[e] = relu & (best[e] <= floor) ? -1 : at[e];
+    store_ints<Isa>(places, offsets, n);
+  }
+  for (int e = 0; e < kLanes; ++e) best[e] = best[e] <= floor ? floor : best[e];
+  store<Isa>(best, out, n);
+}
+
+// The windows of a block of pixels: pixel i gets grads[t][i] if its label is offsets[t][i].
 template <class G, class Offset>
-CNNKERNELS_INLINE void pool_gather(const G* __restrict grad, const Offset* __restrict offsets,
-                                   Offset label, float* __restrict sum, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sum[i] += offsets[i] == label ? to_f32(grad[i]) : 0.f;
+struct GatherTaps {
+  std::vector<const G*> grads;
+  std::vector<const Offset*> offsets;
+  std::vector<int32_t> labels;
+  int64_t count = 0;
+  explicit GatherTaps(int64_t most) : grads(most), offsets(most), labels(most) {}
+  void add(const G* grad, const Offset* offset, int64_t label) {
+    grads[count] = grad, offsets[count] = offset;
+    labels[count++] = static_cast<int32_t>(label);
+  }
+};
+
+// sum = the gradients of pixels [i, i + n), in ascending order of t. kTaps 0: taps.count.
+template <int kTaps, class G, class Offset>
+struct LocalGatherTaps {
+  using Label = Offset;
+  First<kTaps, const G*> grads;
+  First<kTaps, const Offset*> offsets;
+  First<kTaps, int32_t> labels;
+  int64_t count;
+  CNNKERNELS_INLINE explicit LocalGatherTaps(const GatherTaps<G, Offset>& t)
+      : grads(t.grads), offsets(t.offsets), labels(t.labels), count(t.count) {}
+};
+
+template <int kTaps, class Isa, class Taps>
+CNNKERNELS_INLINE void pool_gather(const Taps& taps, int64_t i, int64_t n, float* sum) {
+  using Offset = typename Taps::Label;
+  for (int e = 0; e < kLanes; ++e) sum[e] = 0.f;
+#pragma GCC unroll 9
+  for (int64_t t = 0; t < (kTaps ? kTaps : taps.count); ++t) {
+    float grad[kLanes];
+    load<Isa>(taps.grads[t] + i, grad, n);
+    const Offset* at = taps.offsets[t] + i;
+    Offset padded[kLanes] = {};
+    if (n < kLanes) at = static_cast<Offset*>(std::memcpy(padded, at, n * sizeof(Offset)));
+    Isa::add_where(at, taps.labels[t], grad, sum);
+  }
 }
 
-template <class T>
-CNNKERNELS_CLONES void pool_round(const float* x, T* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = from_f32<T>(x[i]);
+// f(number of taps, i, n) for blocks of one pixel's channels; the last one goes over some channels
+// again.
+template <int... kCommon, class F>
+CNNKERNELS_INLINE void for_channels(int64_t channels, int64_t taps, const F& make) {
+  if (channels < kLanes) return make(std::integral_constant<int, 0>{})(0, channels);
+  with_count<kCommon...>(taps, [&](auto known) CNNKERNELS_LAMBDA {
+    auto f = make(known);
+    for (int64_t i = 0; i < channels; i += kLanes) f(std::min(i, channels - kLanes), kLanes);
+  });
 }
 
 }  // namespace cnnkernels

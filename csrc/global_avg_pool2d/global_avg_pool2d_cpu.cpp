@@ -3,14 +3,13 @@
 // order whatever the number of threads.
 #include <vector>
 
-#include "common/cpu_math.h"
+#include "common/cpu_isa.h"
 
 namespace cnnkernels {
 namespace {
 
 template <class T>
-CNNKERNELS_CLONES float plane_sum(const T* x, int64_t n) {
-  constexpr int kLanes = 16;
+CNNKERNELS_INLINE float plane_sum(const T* x, int64_t n) {
   float lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
@@ -23,7 +22,7 @@ CNNKERNELS_CLONES float plane_sum(const T* x, int64_t n) {
 
 // out[c] = (sum of x[i * channels + c] over n pixels i) / divisor, for `count` of the channels.
 template <class T>
-CNNKERNELS_CLONES void pixel_means(const T* x, int64_t n, int64_t channels, int64_t count,
+CNNKERNELS_INLINE void pixel_means(const T* x, int64_t n, int64_t channels, int64_t count,
                                    float divisor, float* __restrict sums, T* __restrict out) {
   std::fill_n(sums, count, 0.f);
   for (int64_t i = 0; i < n; ++i) {
@@ -47,8 +46,10 @@ Tensor global_avg_pool2d_cpu(const Tensor& x) {
     if (layout == Layout::nchw) {
       const int64_t grain = std::max<int64_t>(1, 32768 / hw);
       torch::stable::parallel_for(0, n * c, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          o[i] = from_f32<T>(plane_sum(in + i * hw, hw) / divisor);
+        with_isa([&](auto) {
+          for (int64_t i = begin; i < end; ++i)
+            o[i] = from_f32<T>(plane_sum(in + i * hw, hw) / divisor);
+        });
       });
       return;
     }
@@ -58,11 +59,13 @@ Tensor global_avg_pool2d_cpu(const Tensor& x) {
     const int64_t grain = std::max<int64_t>(1, 32768 / (hw * std::min(c, kGroup)));
     torch::stable::parallel_for(0, n * groups, grain, [&](int64_t begin, int64_t end) {
       std::vector<float> sums(kGroup);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t image = i / groups, first = i % groups * kGroup;
-        pixel_means(in + image * hw * c + first, hw, c, std::min(kGroup, c - first), divisor,
-                    sums.data(), o + image * c + first);
-      }
+      with_isa([&](auto) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t image = i / groups, first = i % groups * kGroup;
+          pixel_means(in + image * hw * c + first, hw, c, std::min(kGroup, c - first), divisor,
+                      sums.data(), o + image * c + first);
+        }
+      });
     });
   });
   return out;

@@ -5,6 +5,7 @@
 // there.
 #include "common/cpu_lrn.h"
 #include "common/cpu_pool.h"
+#include "common/cpu_pool_backward.h"
 
 namespace cnnkernels {
 namespace {
@@ -20,10 +21,10 @@ void for_bands(int64_t images, int64_t rows, int64_t band, const F& make) {
   const int64_t bands = (rows + band - 1) / band;
   torch::stable::parallel_for(0, images * bands, 1, [&](int64_t begin, int64_t end) {
     auto run = make();
-    with_isa([&](auto) {
+    with_isa([&](auto isa) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i % bands * band;
-        run(i / bands, first, std::min(rows, first + band));
+        run(isa, i / bands, first, std::min(rows, first + band));
       }
     });
   });
@@ -38,7 +39,8 @@ void forward(const Tensor& x, const T* bias, Tensor& out, Offset* offsets, const
   const int64_t band = band_rows(p.w * c * p.sh, p.oh, 2);
   for_bands(x.size(0), p.oh, band, [&] {
     return [&, lrn = LrnForward<T>(lrn_p), pool = Pool(p), rows = std::vector<T>()](
-               int64_t n, int64_t first, int64_t last) mutable {
+               auto isa, int64_t n, int64_t first, int64_t last) mutable {
+      using Isa = decltype(isa);
       const int64_t row0 = p.first_row(first), row1 = std::max(row0, p.last_row(last));
       const int64_t pixels = (row1 - row0) * p.w;
       rows.resize(pixels * c);
@@ -46,15 +48,15 @@ void forward(const Tensor& x, const T* bias, Tensor& out, Offset* offsets, const
       if (nhwc) {
         lrn.pixels(image + row0 * p.w * c, bias, rows.data(), pixels);
         const int64_t at = (n * p.oh + first) * p.ow * c;
-        pool.image<T, Offset>(rows.data(), row0, c, first, last, o + at,
-                              offsets ? offsets + at : nullptr);
+        pool.image<Isa>(rows.data(), row0, c, first, last, o + at,
+                        offsets ? offsets + at : nullptr);
         return;
       }
       if (pixels > 0) lrn.planes(image + row0 * p.w, p.h * p.w, bias, rows.data(), pixels, pixels);
       for (int64_t k = 0; k < c; ++k) {
         const int64_t at = ((n * c + k) * p.oh + first) * p.ow;
-        pool.plane<T, Offset>(rows.data() + k * pixels, row0, first, last, o + at,
-                              offsets ? offsets + at : nullptr);
+        pool.plane<Isa>(rows.data() + k * pixels, row0, first, last, o + at,
+                        offsets ? offsets + at : nullptr);
       }
     };
   });
@@ -70,20 +72,21 @@ void backward(const Tensor& grad, const Tensor& x, const T* bias, const Tensor& 
   auto* to = static_cast<T*>(dx.data_ptr());
   const int64_t band = nhwc ? 1 : band_rows(p.w * c, p.h, 4);
   for_bands(x.size(0), p.h, band, [&] {
-    return [&, lrn = LrnBackward<T>(lrn_p), pool = Pool(p), sums = std::vector<float>()](
-               int64_t n, int64_t first, int64_t last) mutable {
+    return [&, lrn = LrnBackward<T>(lrn_p), pool = PoolBackward(p), sums = std::vector<float>()](
+               auto isa, int64_t n, int64_t first, int64_t last) mutable {
+      using Isa = decltype(isa);
       const int64_t pixels = (last - first) * p.w;
       const int64_t image = n * c * p.h * p.w, windows = n * c * p.oh * p.ow;
       sums.resize(pixels * c);
       if (nhwc) {
         const int64_t at = image + first * p.w * c;
-        pool.image_row_backward(g + windows, f + windows, c, first, sums.data());
+        pool.image_row<Isa>(g + windows, f + windows, c, first, sums.data());
         lrn.pixels_backward(sums.data(), in + at, bias, to + at, pixels);
         return;
       }
       for (int64_t k = 0; k < c; ++k)
-        pool.plane_backward(g + windows + k * p.oh * p.ow, f + windows + k * p.oh * p.ow, first,
-                            last, sums.data() + k * pixels);
+        pool.plane<Isa>(g + windows + k * p.oh * p.ow, f + windows + k * p.oh * p.ow, first, last,
+                        sums.data() + k * pixels);
       const int64_t at = image + first * p.w;
       lrn.planes_backward(sums.data(), pixels, in + at, p.h * p.w, bias, to + at, p.h * p.w,
                           pixels);

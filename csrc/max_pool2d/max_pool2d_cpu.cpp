@@ -2,6 +2,7 @@
 // Threads take bands of output rows (backward: of input rows) of a plane or an image, so that one
 // large image keeps all of them busy; the loops are in common/cpu_pool.h.
 #include "common/cpu_pool.h"
+#include "common/cpu_pool_backward.h"
 
 namespace cnnkernels {
 namespace {
@@ -19,10 +20,12 @@ void for_bands(int64_t outer, int64_t rows, int64_t row_cost, const F& make) {
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, band * row_cost));
   torch::stable::parallel_for(0, outer * bands, grain, [&](int64_t begin, int64_t end) {
     auto run = make();
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % bands * band;
-      run(i / bands, first, std::min(rows, first + band));
-    }
+    with_isa([&](auto isa) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % bands * band;
+        run(isa, i / bands, first, std::min(rows, first + band));
+      }
+    });
   });
 }
 
@@ -35,14 +38,15 @@ void forward(const Tensor& x, Tensor& out, Tensor& offsets, const PoolParams& p,
   auto* f = with_offsets ? static_cast<Offset*>(offsets.data_ptr()) : nullptr;
   const int64_t row = p.ow * (nhwc ? c : 1);
   for_bands(nhwc ? n : n * c, p.oh, row * 4, [&] {
-    return [&, pool = Pool(p)](int64_t i, int64_t first, int64_t last) mutable {
+    return [&, pool = Pool(p)](auto isa, int64_t i, int64_t first, int64_t last) mutable {
+      using Isa = decltype(isa);
       const int64_t at = (i * p.oh + first) * row;
       T* to = o + at;
       Offset* offsets_to = f ? f + at : nullptr;
       if (nhwc)
-        pool.image<T, Offset>(in + i * p.h * p.w * c, 0, c, first, last, to, offsets_to);
+        pool.image<Isa>(in + i * p.h * p.w * c, 0, c, first, last, to, offsets_to);
       else
-        pool.plane<T, Offset>(in + i * p.h * p.w, 0, first, last, to, offsets_to);
+        pool.plane<Isa>(in + i * p.h * p.w, 0, first, last, to, offsets_to);
     };
   });
 }
@@ -76,25 +80,13 @@ void backward(const Tensor& grad, const Tensor& offsets, Tensor& dx, const PoolP
   auto* to = static_cast<T*>(dx.data_ptr());
   const int64_t row = p.w * (nhwc ? c : 1);
   for_bands(nhwc ? n : n * c, p.h, row, [&] {
-    return [&, pool = Pool(p), sums = std::vector<float>()](int64_t i, int64_t first,
-                                                            int64_t last) mutable {
+    return [&, pool = PoolBackward(p)](auto isa, int64_t i, int64_t first, int64_t last) mutable {
+      using Isa = decltype(isa);
       const int64_t from = i * p.oh * p.ow * (nhwc ? c : 1);
-      if (nhwc) {
-        sums.resize(row);
-        for (int64_t r = first; r < last; ++r) {
-          pool.image_row_backward(g + from, f + from, c, r, sums.data());
-          pool_round(sums.data(), to + (i * p.h + r) * row, row);
-        }
-        return;
-      }
       T* out = to + (i * p.h + first) * row;
-      if constexpr (std::is_same_v<T, float>) {
-        pool.plane_backward(g + from, f + from, first, last, out);
-      } else {
-        sums.resize((last - first) * row);
-        pool.plane_backward(g + from, f + from, first, last, sums.data());
-        pool_round(sums.data(), out, (last - first) * row);
-      }
+      if (!nhwc) return pool.plane<Isa>(g + from, f + from, first, last, out);
+      for (int64_t r = first; r < last; ++r, out += row)
+        pool.image_row<Isa>(g + from, f + from, c, r, out);
     };
   });
 }
