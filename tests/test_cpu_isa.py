@@ -96,6 +96,7 @@ def check_pool(x, geometry):
 
 def main():
     torch.manual_seed(0)
+    check_lrn(torch.randn(2, 8, 37, 41))  # enough pixels for long runs, and a rest
     # Fewer channels and columns than a block has elements, one block, several and a rest.
     shapes = [(1, 3, 5, 7), (2, 16, 9, 16), (1, 21, 12, 37), (1, 40, 35, 33)]
     for shape, dtype, layout in itertools.product(shapes, DTYPES, LAYOUTS):
