@@ -283,3 +283,21 @@ def opcheck_cases():
             yield "bias_relu_lrn", (a, bias, 3, 0.1)
             yield "_lrn_backward", (grad, a, None, 3, 0.1, 0.75, 1.0, False)
             yield "_lrn_backward", (grad, a, bias, 4, 0.1, 0.75, 1.0, True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [3, 5, 8])
+def test_a_result_depends_on_its_window_alone(size, channels_last):
+    """Sums that fp32 rounds too much for are taken in double, one by one: not because of a neighbour."""
+    x = torch.randn(1, 40, 9, 70)
+    x[:, ::3, :, ::4] *= 200  # some sums outweigh k, some don't, side by side
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    args = (size, 1e-4, 0.75, 2.0)
+    out = cnnkernels.local_response_norm(x, *args)
+    exact = oracles.local_response_norm(x, *args)
+    assert compare.max_ulp_error(out, exact) <= 2
+    for column in (0, 1, 37, 68):
+        alone = cnnkernels.local_response_norm(x[..., column : column + 1], *args)
+        assert torch.equal(alone, out[..., column : column + 1])
+    late = cnnkernels.local_response_norm(x[:, 16:24], *args)[:, size : 8 - size]
+    assert torch.equal(late, out[:, 16 + size : 24 - size])

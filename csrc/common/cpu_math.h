@@ -134,8 +134,8 @@ struct Power<double> {
   // fp32 from here on, arranged so that no large intermediate is rounded: log2 in integer and
   // fraction, and v * 2^n * (1 + r q) as one fused multiply-add. What is left: half an ulp each of
   // d (times the exponent) and of the result, and a third of one of the polynomials.
-  CNNKERNELS_INLINE float times(float v, double d) const {
-    const int32_t bits = bits_as<int32_t>(static_cast<float>(d));
+  CNNKERNELS_INLINE float times(float v, float d) const {
+    const int32_t bits = bits_as<int32_t>(d);
     const int32_t e = (bits - 0x3f3504f3) >> 23;  // sqrt(1/2): the mantissa's middle
     const float f = bits_as<float>(bits - (e << 23)) - 1.f;
     // In pairs, for short chains of dependent operations; the leading term last, for its accuracy.
