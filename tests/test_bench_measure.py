@@ -346,3 +346,15 @@ def test_peaks_of_this_machine_are_sane():
 def test_geometric_mean():
     assert ratios.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
     assert ratios.geometric_mean([]) is None
+
+
+@pytest.mark.parametrize("phase", ops.PHASES)
+def test_ops_are_measured_cold_and_warm(phase):
+    """A backward pass uses up its graph: every run has one of its own."""
+    spec = next(spec for spec in ops.SPECS if spec.label == "add+relu")
+    case = ops.make_case(spec, phase, SHAPE, "fp32", "NHWC", CPU)
+    settings = measure.Settings.quick(max_seconds=0.05, warm=True, max_noise=math.inf)
+    rows = measure.measure(case, settings, FixedPeaks())
+    assert {row["impl"] for row in rows} >= {"eager", "cnnkernels"}
+    for row in rows:
+        assert row["status"] == "ok" and row["cold"] and row["warm"], row

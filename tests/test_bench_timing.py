@@ -48,7 +48,7 @@ def test_warm_runs_once_untimed_just_before():
         before_run=lambda name: calls.append("before"), min_rounds=1, max_rounds=1,
         warmup_seconds=0.0,
     )  # fmt: skip
-    assert calls[-3:] == ["before", "run", "run"]
+    assert calls[-4:] == ["before", "run", "before", "run"]
 
 
 def test_times_are_seconds():

@@ -301,3 +301,15 @@ def test_a_result_depends_on_its_window_alone(size, channels_last):
         assert torch.equal(alone, out[..., column : column + 1])
     late = cnnkernels.local_response_norm(x[:, 16:24], *args)[:, size : 8 - size]
     assert torch.equal(late, out[:, 16 + size : 24 - size])
+
+
+@pytest.mark.parametrize(
+    "args",
+    [(5, 1e-4, 0.75, 2.0), (5, 3.0, 0.75, 1.0), (9, 0.5, 1.0, 1.0), (11, 2.0, 1.3, 0.1)],
+    ids=str,
+)
+def test_float32_is_within_2_ulp_on_a_cpu(args):
+    for scale in (1, 30):
+        x = torch.randn(2, 64, 24, 24) * scale
+        out = cnnkernels.local_response_norm(x, *args)
+        assert compare.max_ulp_error(out, oracles.local_response_norm(x, *args)) <= 2

@@ -101,6 +101,7 @@ struct Denominator {
         k32(static_cast<float>(p.k)),
         limit(-1.f) {  // no sum
     if (p.scale < 0 || p.k < 1e-20 || p.k > 1e20 || k32 != p.k) return;
+    if (std::fabs(p.beta) > 1) return;  // the power would magnify d's own rounding
     const double share = 0.25 / (std::max(std::fabs(p.beta), 0.75) * (p.window() + 1));
     limit = static_cast<float>(std::min(share * p.k / std::max(p.scale, 1e-30), 1e30));
   }
@@ -129,8 +130,9 @@ CNNKERNELS_INLINE void lrn_finish_rows(const float* const* rows, const float* co
     double sum = 0;
     for (int j = 0; j < size; ++j) sum += static_cast<double>(values[j][i]) * values[j][i];
     const double exact = d.k + d.scale * sum;
-    out[i] = power.slow(exact) ? static_cast<float>(v[i] * std::pow(exact, power.exponent))
-                               : power.times(v[i], static_cast<float>(exact));
+    out[i] = power.slow(exact)
+                 ? static_cast<float>(v[i] * std::pow(exact, power.exponent))
+                 : power.template times<true>(v[i], static_cast<float>(exact), power.tail(exact));
   }
 }
 

@@ -131,10 +131,17 @@ struct Power<double> {
   CNNKERNELS_INLINE bool slow(double d) const {
     return bits_as<Bits>(static_cast<float>(d)) - low > span;
   }
+  // What rounding d to fp32 changes in the result's logarithm (base 2).
+  CNNKERNELS_INLINE float tail(double d) const {
+    const double rounded = static_cast<float>(d);
+    return static_cast<float>(exponent * 1.4426950408889634 * (d - rounded) / rounded);
+  }
   // fp32 from here on, arranged so that no large intermediate is rounded: log2 in integer and
   // fraction, and v * 2^n * (1 + r q) as one fused multiply-add. What is left: half an ulp each of
   // d (times the exponent) and of the result, and a third of one of the polynomials.
-  CNNKERNELS_INLINE float times(float v, float d) const {
+  // kExact: with d's tail, and with what rounding the logarithm's product loses.
+  template <bool kExact = false>
+  CNNKERNELS_INLINE float times(float v, float d, float tail = 0.f) const {
     const int32_t bits = bits_as<int32_t>(d);
     const int32_t e = (bits - 0x3f3504f3) >> 23;  // sqrt(1/2): the mantissa's middle
     const float f = bits_as<float>(bits - (e << 23)) - 1.f;
@@ -151,6 +158,7 @@ struct Power<double> {
     float r = std::fma(high, whole, -n);  // exact but for high's own bits
     r = low_part * whole + r;
     r = high * fraction + r;
+    if constexpr (kExact) r += high * std::fma(p, f, -fraction) + tail;
     const float r2 = r * r;
     const float q2 =
         (0.0555035493f + 0.00961808067f * r) + (0.00133920174f + 0.000154541621f * r) * r2;
