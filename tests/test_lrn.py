@@ -299,8 +299,8 @@ def test_a_result_depends_on_its_window_alone(size, channels_last):
     for column in (0, 1, 37, 68):
         alone = cnnkernels.local_response_norm(x[..., column : column + 1], *args)
         assert torch.equal(alone, out[..., column : column + 1])
-    late = cnnkernels.local_response_norm(x[:, 16:24], *args)[:, size : 8 - size]
-    assert torch.equal(late, out[:, 16 + size : 24 - size])
+    part = cnnkernels.local_response_norm(x[:, 8:32], *args)[:, size : 24 - size]
+    assert part.shape[1] > 0 and torch.equal(part, out[:, 8 + size : 32 - size])
 
 
 @pytest.mark.parametrize(

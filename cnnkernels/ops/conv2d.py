@@ -6,14 +6,13 @@ One body serves four ops: conv2d, conv2d_relu, conv2d_add and conv2d_add_relu (t
 
 from __future__ import annotations
 
-import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import conv_flop_count
 
 from . import _args, _conv2d
 from . import conv2d_image as image
+from ._conv2d_formulas import gradients
 from ._op import Op, define
-from .relu_bias import masked
 
 GEOMETRY = "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1"
 
@@ -46,22 +45,9 @@ def _define(name: str, *, residual: bool, relu: bool) -> Op:
 
     def backward(ctx, grad):
         x, weight, out = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
         needs = ctx.needs_input_grad
-        mask = [needs[0], needs[1], ctx.bias_sizes is not None and needs[2 + residual]]
-        bias_grad = None
-        if relu:
-            grad, bias_grad = masked(grad, out, mask[2])
-        mask[2] = mask[2] and bias_grad is None
-        grads = (None, None, None)
-        if any(mask):
-            grads = torch.ops.aten.convolution_backward.default(
-                grad, x, weight, ctx.bias_sizes, stride, padding, dilation, False, [0, 0], groups,
-                mask,
-            )  # fmt: skip
-        grads = [g if wanted else None for g, wanted in zip(grads, mask)]
-        if bias_grad is not None:
-            grads[2] = bias_grad
+        bias_needs = [*needs[:2], needs[2 + residual]]
+        grad, grads = gradients(grad, x, weight, ctx.bias_sizes, ctx.geometry, bias_needs, out)
         if residual:
             grads.insert(2, grad if needs[2] else None)
         return *grads, None, None, None, None

@@ -6,13 +6,12 @@ pass over memory of its own. conv2d, conv2d_relu and conv2d_relu_max_pool2d call
 from __future__ import annotations
 
 import torch
-from torch.utils.flop_counter import conv_flop_count
 
 from .. import tuning
 from . import _args, _conv2d, _pool
 from . import _conv2d_stem as stem
+from ._conv2d_formulas import flops_before_pool, gradients, pooled_gradient
 from ._op import OPS, Impl, define
-from .relu_bias import masked
 
 _ONES = [1, 1]
 _POOLED = {"prefix": "pool_", "name": "the convolution's output"}
@@ -123,34 +122,20 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     x, weight, bias, out = ctx.saved_tensors
-    image = x.to(weight.dtype)
+    image, geometry = x.to(weight.dtype), (ctx.stride, ctx.padding, _ONES, 1)
     if ctx.pool:
         out = _chain(image, weight, bias, ctx.stride, ctx.padding, ctx.relu, [])
-        pool = _window(ctx.pool)
-        indices = torch.ops.aten.max_pool2d_with_indices.default(out, *pool)[1]
-        grad = torch.ops.aten.max_pool2d_with_indices_backward.default(grad, out, *pool, indices)
-    mask = [*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2]]
-    bias_grad = None
-    if ctx.relu:
-        grad, bias_grad = masked(grad, out, mask[2])
+        grad = pooled_gradient(grad, out, _window(ctx.pool))
     sizes = None if bias is None else list(bias.shape)
-    wanted = [*mask[:2], mask[2] and bias_grad is None]
-    found = torch.ops.aten.convolution_backward.default(
-        grad, image, weight, sizes, ctx.stride, ctx.padding, _ONES, False, [0, 0], 1, wanted
-    )
-    grads = [g if want else None for g, want in zip(found, wanted)]
-    if mask[0]:
+    out = out if ctx.relu else None
+    _, grads = gradients(grad, image, weight, sizes, geometry, ctx.needs_input_grad, out)
+    if grads[0] is not None:
         grads[0] = grads[0].to(x.dtype)
-    return *grads[:2], grads[2] if bias_grad is None else bias_grad, *[None] * 4
+    return *grads, *[None] * 4
 
 
-def _flops(
-    x_shape, w_shape, bias=None, stride=1, padding=0, *args, out_shape=None, **kwargs
-) -> int:
-    """The convolution's; comparisons are not counted."""
-    x, weight = (torch.empty(shape, device="meta") for shape in (x_shape, w_shape))
-    pairs = _args.pair(stride, "", 0), _args.pair(padding, "", 0), _ONES
-    return conv_flop_count(x_shape, w_shape, _conv2d.output_shape(x, weight, *pairs))
+def _flops(x_shape, w_shape, bias=None, stride=1, padding=0, *_, **__) -> int:
+    return flops_before_pool(x_shape, w_shape, stride, padding)
 
 
 def _tuning_key(x, weight, *args) -> str:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import conv_flop_count
 from .._triton import conv2d_pair as _triton
 from ..tuning import space
 from . import _args, _conv2d
+from ._conv2d_formulas import gradients
 from ._op import Impl, define
 from .conv2d import CONV2D_ADD_RELU, CONV2D_RELU
 
@@ -120,25 +121,16 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_y, grad_z):
     x, weight, next_weight, y, z = ctx.saved_tensors
     need_x, need_w, need_residual, need_next, need_b, need_next_b = ctx.needs_input_grad
-    geometry = _ONE, _NONE, _ONE, False, _NONE, 1
-
-    def conv_backward(grad, source, w, wanted, has_bias):
-        wanted = [wanted[0], wanted[1], wanted[2] and has_bias]
-        grads = torch.ops.aten.convolution_backward.default(
-            grad, source, w, [w.shape[0]] if has_bias else None, *geometry, wanted
-        )
-        return [g if want else None for g, want in zip(grads, wanted)]
-
-    grad_z = torch.ops.aten.threshold_backward.default(grad_z, z, 0)
-    back, grad_next, grad_next_b = conv_backward(
-        grad_z, y, next_weight, [True, need_next, need_next_b], ctx.biases[1]
+    geometry = _ONE, _NONE, _ONE, 1
+    sizes, next_sizes = (
+        [w.shape[0]] if has_bias else None for w, has_bias in zip((weight, next_weight), ctx.biases)
     )
-    grad_y = torch.ops.aten.threshold_backward.default(grad_y + back, y, 0)
-    grad_x, grad_w, grad_b = (
-        conv_backward(grad_y, x, weight, [need_x, need_w, need_b], ctx.biases[0])
-        if need_x or need_w or need_b
-        else (None, None, None)
-    )
+    needs = True, need_next, need_next_b
+    _, (back, *next_grads) = gradients(grad_z, y, next_weight, next_sizes, geometry, needs, z)
+    needs = need_x, need_w, need_b
+    grad_y, grads = gradients(grad_y + back, x, weight, sizes, geometry, needs, y)
+    grad_x, grad_w, grad_b = grads
+    grad_next, grad_next_b = next_grads
     return grad_x, grad_w, grad_y if need_residual else None, grad_next, grad_b, grad_next_b
 
 

@@ -4,15 +4,15 @@ the unpooled output never in memory where a kernel pools in its epilogue."""
 from __future__ import annotations
 
 import torch
-from torch.utils.flop_counter import conv_flop_count
 
 from . import _args, _conv2d, _pool
 from . import _conv2d_stem as stem
 from . import _conv2d_vendor as vendor
+from ._conv2d_formulas import flops_before_pool, gradients, pooled_gradient
 from ._op import Impl, define
 from .conv2d import CONV2D_RELU, GEOMETRY, call
+from .conv2d_image import window_of
 from .max_pool2d import MAX_POOL2D
-from .relu_bias import masked
 
 
 def _window(*pool) -> tuple[list[int], ...]:
@@ -60,11 +60,11 @@ def _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool) -> bo
     """Whether a stem kernel pools in its epilogue: 3x3 windows of stride 2."""
     if x.shape[1] != 3:  # what stem.why_not begins with; the window takes longer
         return False
-    kernel, step, (pad, pad_w), spread = _window(*pool[:-1])
-    if (kernel, step, spread, pad_w) != ([3, 3], [2, 2], [1, 1], pad):
+    window = window_of(pool)
+    if window is None:
         return False
-    window = (int(pad), int(pool[-1]))
-    return stem.why_not(x, weight, None, stride, padding, dilation, groups, window) is None
+    why_not = stem.why_not(x, weight, None, stride, padding, dilation, groups, tuple(window))
+    return why_not is None
 
 
 def _cuda_held_back(x, weight, *args) -> str | None:
@@ -105,9 +105,9 @@ def _cuda(x, weight, bias, stride, padding, dilation, groups, *pool):
     if x.shape[0] == 0:
         return _empty(x, weight, bias, stride, padding, dilation, groups, *pool)
     if _stem_takes(x, weight, bias, stride, padding, dilation, groups, *pool):
-        pad, ceil_mode = _window(*pool[:-1])[2][0], pool[-1]
+        pad, ceil_mode = window_of(pool)
         return torch.ops.cnnkernels._conv2d_stem_pool_cuda(
-            _args.dense(x), weight, bias, stride, padding, True, pad, ceil_mode
+            _args.dense(x), weight, bias, stride, padding, True, pad, bool(ceil_mode)
         )
     return torch.ops.cnnkernels._conv2d_pool_cuda(
         _args.dense(x), weight, bias, padding, groups, True, ""
@@ -154,30 +154,16 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad):
     # The convolution's output is recomputed: the fused op exists so as not to keep it.
     x, weight, bias = ctx.saved_tensors
-    stride, padding, dilation, groups, *pool, ceil_mode = ctx.geometry
-    pool = _window(*pool)
-    y = CONV2D_RELU(x, weight, bias, stride, padding, dilation, groups)
-    _, indices = torch.ops.aten.max_pool2d_with_indices.default(y, *pool, ceil_mode)
-    grad = torch.ops.aten.max_pool2d_with_indices_backward.default(
-        grad, y, *pool, ceil_mode, indices
-    )
-    wanted_bias = bias is not None and ctx.needs_input_grad[2]
-    grad, bias_grad = masked(grad, y, wanted_bias)
-    mask = [*ctx.needs_input_grad[:2], wanted_bias and bias_grad is None]
-    grads = torch.ops.aten.convolution_backward.default(
-        grad, x, weight, None if bias is None else list(bias.shape), stride, padding, dilation,
-        False, [0, 0], groups, mask,
-    )  # fmt: skip
-    grads = [g if wanted else None for g, wanted in zip(grads, mask)]
-    return *grads[:2], grads[2] if bias_grad is None else bias_grad, *[None] * 9
+    geometry, (*pool, ceil_mode) = ctx.geometry[:4], ctx.geometry[4:]
+    y = CONV2D_RELU(x, weight, bias, *geometry)
+    grad = pooled_gradient(grad, y, (*_window(*pool), ceil_mode))
+    sizes = None if bias is None else list(bias.shape)
+    _, grads = gradients(grad, x, weight, sizes, geometry, ctx.needs_input_grad, y)
+    return *grads, *[None] * 9
 
 
-def _flops(x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
-    """The convolution's; comparisons are not counted."""
-    _bias, stride, padding, dilation, *_ = (*args, *(None, 1, 0, 1)[len(args) :])
-    x, weight = (torch.empty(shape, device="meta") for shape in (x_shape, w_shape))
-    pairs = [_args.pair(value, "", 0) for value in (stride, padding, dilation)]
-    return conv_flop_count(x_shape, w_shape, _conv2d.output_shape(x, weight, *pairs))
+def _flops(x_shape, w_shape, bias=None, stride=1, padding=0, dilation=1, *_, **__) -> int:
+    return flops_before_pool(x_shape, w_shape, stride, padding, dilation)
 
 
 _OP = define(

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import conv_flop_count
 
 from .. import _lib
 from . import _args, _conv2d
+from ._conv2d_formulas import gradients
 from ._op import Impl, define
 from .conv2d import CONV2D, CONV2D_ADD_RELU
 
@@ -75,21 +76,12 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     x, weight, z, projection, out = ctx.saved_tensors
-    *geometry, shortcut_stride = ctx.geometry
-    grad = torch.ops.aten.threshold_backward.default(grad, out, 0)
+    *pairs, shortcut_stride = ctx.geometry
     need = ctx.needs_input_grad
-
-    def backward(source, w, wanted, bias_sizes, stride, padding, dilation):
-        wanted[2] = wanted[2] and bias_sizes is not None
-        if not any(wanted):
-            return None, None, None
-        grads = torch.ops.aten.convolution_backward.default(
-            grad, source, w, bias_sizes, stride, padding, dilation, False, _NONE, 1, wanted
-        )
-        return [g if want else None for g, want in zip(grads, wanted)]
-
-    first = backward(x, weight, [need[0], need[1], need[4]], ctx.bias_sizes, *geometry)
-    second = backward(z, projection, [need[2], need[3], False], None, shortcut_stride, _NONE, _ONE)
+    needs = need[0], need[1], need[4]
+    grad, first = gradients(grad, x, weight, ctx.bias_sizes, (*pairs, 1), needs, out)
+    geometry = shortcut_stride, _NONE, _ONE, 1
+    second = gradients(grad, z, projection, None, geometry, (need[2], need[3], False))[1]
     return *first[:2], *second[:2], first[2], None, None, None, None
 
 
